@@ -1,0 +1,35 @@
+# The two commands a user needs: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+export OMP_NUM_THREADS ?= 1
+export OMP_WAIT_POLICY ?= PASSIVE
+export GOMP_SPINCOUNT ?= 0
+export KMP_BLOCKTIME ?= 0
+
+.PHONY: demo test test-slow lint clean
+
+demo: $(VENV)/.installed  ## phantoms to report on this machine
+	$(VENV)/bin/vhs run demo --out runs/demo
+
+test: $(VENV)/.installed-test  ## every test but the slow ones
+	$(VENV)/bin/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.installed-test  ## the rest: each crash window alone, real data end to end
+	$(VENV)/bin/python -m pytest -m slow
+
+lint: $(VENV)/.installed-test
+	$(VENV)/bin/ruff check .
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python setup.cfg pyproject.toml
+	$(VENV)/bin/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/bin/python setup.cfg pyproject.toml
+	$(VENV)/bin/python -m pip install --quiet --editable '.[test]'
+	touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) build *.egg-info runs

@@ -1,0 +1,149 @@
+"""A run's configuration: science (what changes results) beside execution (what does not), from YAML and dotted overrides.
+
+`load("debug/demo", ["dreambooth.steps=20"])` -> Config. Everything but `execution` is science: it is frozen in the run's plan.json, and a unit's
+identity is made of the parts its stage reads (jobs/unit.py). The scientific sections themselves are in vhs/settings.py.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, get_args
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from vhs.measure import VIEWS, View
+from vhs.settings import Classifier, DreamBooth, Generation, Labeller, Phantoms, Priors, Section, Split, ViewName
+
+Arm = Literal["real", "real-matched", "mixed", "measure"]
+
+
+class ConfigError(Exception):
+    """A configuration that cannot be used; the message says which key, which value, what is legal."""
+
+
+class Ingest(Section):
+    """How a data folder is read (jobs/stages/ingest.py)."""
+
+    shard_images: int = Field(256, ge=1)
+    source: str = "unknown"  # of images whose table has no source column
+
+
+class Execution(Section):
+    """Where and how fast; may change at any time, between two runs of the same folder too."""
+
+    workers: int = Field(1, ge=1)  # units side by side on this machine
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    work_dir: str | None = None  # private scratch, POSIX, disposable; default: .work beside the run's own files
+    checkpoint_steps: int = Field(200, ge=1)  # optimizer steps between checkpoints
+    heartbeat_s: float = Field(2.0, gt=0)
+    stale_s: float = Field(30.0, gt=0)  # a claim of another machine whose heartbeat stood still this long is taken over
+
+
+class Config(Section):
+    """The whole of it. `data` is a folder, a CSV, or the word `phantoms`."""
+
+    name: str
+    view: ViewName
+    resolution: int = Field(512, ge=32, multiple_of=8)  # side of every image of the run, real and generated, letterboxed
+    threads: int = Field(1, ge=1)  # a rank: part of the numerics, so part of the science
+    data: str = "phantoms"
+    edges: tuple[float, float] | None = None  # class edges of the index; null: the published ones
+    high_is_large: bool = False  # true: an index equal to the upper edge is large
+    base: str = "packaged"  # packaged | a diffusers folder | a hub id of Stable Diffusion 1.x / 2.x
+    arms: tuple[Arm, ...] = get_args(Arm)
+    seeds: tuple[int, ...] = (0,)  # of classifier training; one classifier an arm, scope and seed
+    phantoms: Phantoms = Phantoms()
+    ingest: Ingest = Ingest()
+    split: Split = Split()
+    labeller: Labeller = Labeller()
+    priors: Priors = Priors()
+    dreambooth: DreamBooth = DreamBooth()
+    generation: Generation = Generation()
+    classifier: Classifier = Classifier()
+    execution: Execution = Execution()
+
+    @model_validator(mode="after")
+    def _whole(self) -> Config:
+        if {"mixed", "real-matched"} - set(self.arms) and {"mixed", "real-matched"} & set(self.arms):
+            raise ValueError("arms mixed and real-matched are compared with each other: name both or neither")
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds must be distinct and at least one, got {self.seeds}")
+        if self.split.folds == 1:
+            raise ValueError("split.folds: 0 (test split only) or at least 2")
+        return self
+
+    @property
+    def measure(self) -> View:
+        """The view with this run's class edges."""
+        return VIEWS[self.view].with_edges(self.edges, self.high_is_large)
+
+    @property
+    def science(self) -> dict:
+        """Everything that changes results, as plain JSON values."""
+        return self.model_dump(mode="json", exclude={"execution"})
+
+
+def _folder() -> Path:
+    """configs/ of the checkout, or the same files as a wheel carries them."""
+    checkout = Path(__file__).resolve().parents[1] / "configs"
+    return checkout if checkout.is_dir() else Path(__file__).resolve().parents[1] / "vhs" / "configs"
+
+
+def names() -> list[str]:
+    """The configurations that come with the program and describe a run."""
+    folder = _folder()
+    return sorted(file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.yaml") if file.stem != "base")
+
+
+def find(name: str) -> Path:
+    """The YAML file that `name` means: a path, or the name of a packaged configuration."""
+    for file in (Path(name), _folder() / f"{name}.yaml"):
+        if file.suffix in (".yaml", ".yml") and file.is_file():
+            return file
+    raise ConfigError(f"no configuration {name!r}: give a YAML file or one of {', '.join(names())}")
+
+
+def read(name: str, overrides: list[str], model: type[BaseModel]):
+    """YAML file + `a.b=value` overrides -> a validated `model`. ConfigError names the key, the value and the legal ones."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    for item in overrides:
+        if "=" not in item:
+            raise ConfigError(f"{item!r} is no override: write key=value, for example classifier.epochs=20")
+    try:
+        merged = OmegaConf.merge(OmegaConf.load(find(name)), OmegaConf.from_dotlist(list(overrides)))
+        return model.model_validate(OmegaConf.to_container(merged, resolve=True))
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(item, model) for item in error.errors())) from None
+    except (OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(f"{name}: {error}") from None
+
+
+def load(name: str, overrides: list[str] = ()) -> Config:
+    """The run configuration `name` with `overrides`."""
+    return read(name, list(overrides), Config)
+
+
+def _explain(item: dict, model: type[BaseModel]) -> str:
+    """One pydantic error in the words of a config's author."""
+    where = ".".join(str(part) for part in item["loc"]) or "configuration"
+    if item["type"] == "extra_forbidden":
+        for part in item["loc"][:-1]:
+            model = model.model_fields[part].annotation
+        return f"{where}: no such key. Legal here: {', '.join(sorted(model.model_fields))}"
+    if item["type"] == "missing":
+        return f"{where}: needs a value"
+    return f"{where} = {item['input']!r}: {item['msg']}" if item["loc"] else item["msg"].removeprefix("Value error, ")
+
+
+def changed(old: dict, new: dict, prefix: str = "") -> list[str]:
+    """Dotted keys whose values differ between two science dictionaries."""
+    keys = []
+    for key in sorted(set(old) | set(new)):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            keys += changed(a, b, f"{prefix}{key}.")
+        elif a != b:
+            keys.append(f"{prefix}{key}")
+    return keys

@@ -1,0 +1,84 @@
+"""Key points -> heart-size index -> class. The only place that holds thresholds and knows what a mirror does to points.
+
+Two views measure the same thing, a heart against the skeleton that carries it:
+
+    canine_lateral  VHS = 6 (|AB| + |CD|) / |EF|      Buchanan & Bücheler, JAVMA 206:194 (1995), over six points as DogHeart stores them
+    human_frontal   CTR = heart width / thorax width  Danzer, Am J Med Sci 157:513 (1919), horizontal extents of four points
+
+Lengths are taken in isotropic pixels: letterbox an image, never squash it. Everything here takes NumPy arrays and torch tensors alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+CLASSES = ("small", "normal", "large")  # class index = position here, in every file this project writes
+
+
+def _distance(points, i: int, j: int):
+    return ((points[..., i, :] - points[..., j, :]) ** 2).sum(-1) ** 0.5
+
+
+def _vhs(points):
+    return 6 * (_distance(points, 0, 1) + _distance(points, 2, 3)) / _distance(points, 4, 5)
+
+
+def _ctr(points):
+    x = points[..., 0]
+    return abs(x[..., 1] - x[..., 0]) / abs(x[..., 3] - x[..., 2])
+
+
+@dataclass(frozen=True)
+class View:
+    """One projection and its index.
+
+    `edges` (low, high): small < low <= normal <= high < large; with `high_is_large`, an index equal to `high` is large.
+    `mirror`: the order the points take when the image is flipped left to right (anatomical names keep their order, left and right swap).
+    `axes`: the pairs of points drawn as lines. `bin_width`: width of the index bins that tables use.
+    """
+
+    name: str
+    index: str
+    subject: str
+    points: tuple[str, ...]
+    axes: tuple[tuple[int, int], ...]
+    mirror: tuple[int, ...]
+    edges: tuple[float, float]
+    bin_width: float
+    high_is_large: bool = False
+
+    def measure(self, points):
+        """Index of `points` [..., K, 2] (x right, y down, isotropic pixels) -> [...]."""
+        if points.shape[-2:] != (len(self.points), 2):
+            raise ValueError(f"{self.name} measures {len(self.points)} points ({', '.join(self.points)}), got an array of shape {tuple(points.shape)}")
+        return _vhs(points) if self.index == "VHS" else _ctr(points)
+
+    def classify(self, index):
+        """Class number (position in CLASSES) of each index, an integer array of the same shape. NaN has no class: ValueError."""
+        import numpy as np
+
+        index = np.asarray(index, dtype=np.float64)
+        if np.isnan(index).any():
+            raise ValueError(f"{self.index} is not a number for {int(np.isnan(index).sum())} of {index.size} images: reject them before classifying")
+        low, high = self.edges
+        above = index >= high if self.high_is_large else index > high
+        return np.where(index < low, 0, np.where(above, 2, 1)).astype(np.int64)
+
+    def with_edges(self, edges: tuple[float, float] | None, high_is_large: bool = False) -> View:
+        """The same view cut elsewhere (None keeps the published edges)."""
+        low, high = edges or self.edges
+        if not low < high:
+            raise ValueError(f"class edges must rise, got {low} and {high}; {self.index} uses {self.edges[0]} and {self.edges[1]}")
+        return replace(self, edges=(low, high), high_is_large=high_is_large)
+
+
+VIEWS = {
+    "canine_lateral": View(
+        name="canine_lateral", index="VHS", subject="dog", points=("A", "B", "C", "D", "E", "F"), axes=((0, 1), (2, 3), (4, 5)),
+        mirror=(0, 1, 2, 3, 4, 5), edges=(8.2, 10.0), bin_width=0.5,
+    ),
+    "human_frontal": View(
+        name="human_frontal", index="CTR", subject="human", points=("heart_left", "heart_right", "thorax_left", "thorax_right"), axes=((0, 1), (2, 3)),
+        mirror=(1, 0, 3, 2), edges=(0.42, 0.50), bin_width=0.02,
+    ),
+}

@@ -1,0 +1,122 @@
+"""Every scientific setting, its default, its legal range and where it comes from.
+
+Plain pydantic, no torch: `vhs --help` and a config's validation read this and nothing heavier. jobs/config.py puts the sections together with
+the execution settings (backend, resources, caches); what is here changes results, what is there does not.
+Units are in the names: _px pixels, _deg degrees; counts are optimizer steps, images or units. Study = the published study this project grew from.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+ViewName = Literal["canine_lateral", "human_frontal"]
+Fraction = Field(ge=0, le=1)
+
+
+class Section(BaseModel):
+    """A section of the configuration: unknown keys are errors, values never change once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Phantoms(Section):
+    """Drawn radiographs that stand in for a data folder when `data: phantoms` (vhs/phantom.py)."""
+
+    count: int = Field(120, ge=12)
+    style: Literal["textbook", "clinic"] = "clinic"
+    seed: int = Field(0, ge=0)
+    class_prior: tuple[float, float, float] = (0.15, 0.41, 0.44)  # DogHeart's training set: 208 small, 573 normal, 619 large
+    images_per_patient: int = Field(1, ge=1)
+    size_px: int = Field(192, ge=64)
+
+
+class Split(Section):
+    """Who trains, who is held out. Stratified by class x source, grouped by patient, drawn once (vhs/split.py)."""
+
+    seed: int = 137
+    test_fraction: float = Field(0.25, gt=0, lt=1)
+    inner_fraction: float = Field(0.1, gt=0, lt=0.5)  # of the training patients: schedulers and thresholds, never a reported figure
+    folds: int = Field(0, ge=0)  # 0: test split only; k >= 2: k-fold over everything that is not test, one generator and labeller a fold
+
+
+class Labeller(Section):
+    """The key-point network that measures images (vhs/labelling.py)."""
+
+    init: str = "packaged"  # packaged | scratch | a labeller folder
+    size_px: int = Field(128, ge=32)
+    steps: int = Field(200, ge=0)  # fine-tuning on this run's training images; 0 uses `init` as it is
+    batch: int = Field(24, ge=1)  # global
+    ranks: int = Field(1, ge=1)
+    learning_rate: float = Field(5e-4, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    passes: int = Field(8, ge=1)  # MC-dropout passes behind `spread`, frozen batch norm, masks seeded by key
+    keep_quantile: float = Field(0.99, gt=0.5, le=1)  # verdict thresholds sit at this quantile of the training images' own values
+    seed: int = 137
+
+
+class Priors(Section):
+    """Class images for prior preservation, drawn by the base model (DreamBooth, Ruiz et al. 2023, section 3.2). Study: 200."""
+
+    images: int = Field(200, ge=1)
+    batch: int = Field(4, ge=1)  # study: sample_batch_size=4
+
+
+class DreamBooth(Section):
+    """Fine-tuning of the base model on this run's training images; defaults are the study's Figure 1."""
+
+    token: str = "sks"
+    instance_prompt: str = "photo of {token} {size} heart Cardiovascular Thoracic radiograph x-ray"
+    class_prompt: str = "photo of {size} heart Cardiovascular Thoracic radiograph x-ray"
+    prior_loss_weight: float = Field(1.0, ge=0)
+    steps: int = Field(5000, ge=1)
+    batch: int = Field(2, ge=1)  # global, instance images a step; as many class images beside them
+    ranks: int = Field(1, ge=1)
+    learning_rate: float = Field(5e-5, gt=0)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.01, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    min_snr_gamma: float | None = None
+    train_text_encoder: bool = False
+    prompt_dropout: float = Field(0.1, ge=0, lt=1)  # share of instance prompts replaced by the empty prompt, so that guidance keeps its meaning
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    seed: int = 137
+
+
+class Generation(Section):
+    """Images by number: unit n of a prompted class is images [n unit_images, (n + 1) unit_images), drawn in rounds until the quota is met."""
+
+    solver: Literal["dpm++", "pndm"] = "dpm++"
+    steps: int = Field(20, ge=1)
+    guidance: float = Field(2.0, ge=1)
+    batch: int = Field(16, ge=1)
+    unit_images: int = Field(64, ge=1)
+    round_units: int = Field(4, ge=1)  # units of each prompted class still short of its quota, a round
+    max_rounds: int = Field(4, ge=1)
+    quota: int = Field(150, ge=1)  # accepted images of each MEASURED class
+    seed: int = 137
+
+
+class Classifier(Section):
+    """The timm classifier and how every arm trains it."""
+
+    model: str = "tf_efficientnet_b7"
+    weights: str = "imagenet"  # imagenet (timm's tag) | scratch | a folder holding model.safetensors
+    size_px: int = Field(600, ge=32)
+    head_hidden: int = Field(7, ge=0)  # hidden Linear + ReLU layers before the last one (study: "7 Linear Layers")
+    drop_rate: float = Field(0.5, ge=0, lt=1)
+    epochs: int = Field(30, ge=1)  # over the arm's own images; real-matched takes mixed's steps
+    batch: int = Field(16, ge=1)  # global
+    ranks: int = Field(1, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    class_prior: Literal["balanced", "natural"] = "balanced"  # of mixed and real-matched, the same for both origins; real keeps its own
+    rotation_deg: float = Field(10.0, ge=0, le=45)
+    zoom: float = Field(0.1, ge=0, lt=0.5)  # isotropic, both ways
+    shift: float = Field(0.05, ge=0, lt=0.5)  # of the image side
+    flip: bool = True
+    gamma: float = Field(0.2, ge=0, lt=1)  # exponent drawn in [1 - gamma, 1 / (1 - gamma)]
