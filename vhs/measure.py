@@ -35,6 +35,7 @@ class View:
     `edges` (low, high): small < low <= normal <= high < large; with `high_is_large`, an index equal to `high` is large.
     `mirror`: the order the points take when the image is flipped left to right (anatomical names keep their order, left and right swap).
     `axes`: the pairs of points drawn as lines. `bin_width`: width of the index bins that tables use.
+    `plausible`, `axes_ratio`: generous ranges of the index and of first axis / second axis; beyond them the points are misplaced, not the heart.
     """
 
     name: str
@@ -45,6 +46,8 @@ class View:
     mirror: tuple[int, ...]
     edges: tuple[float, float]
     bin_width: float
+    plausible: tuple[float, float]
+    axes_ratio: tuple[float, float]
     high_is_large: bool = False
 
     def measure(self, points):
@@ -75,10 +78,10 @@ class View:
 VIEWS = {
     "canine_lateral": View(
         name="canine_lateral", index="VHS", subject="dog", points=("A", "B", "C", "D", "E", "F"), axes=((0, 1), (2, 3), (4, 5)),
-        mirror=(0, 1, 2, 3, 4, 5), edges=(8.2, 10.0), bin_width=0.5,
+        mirror=(0, 1, 2, 3, 4, 5), edges=(8.2, 10.0), bin_width=0.5, plausible=(4.0, 16.0), axes_ratio=(0.7, 3.0),
     ),
     "human_frontal": View(
         name="human_frontal", index="CTR", subject="human", points=("heart_left", "heart_right", "thorax_left", "thorax_right"), axes=((0, 1), (2, 3)),
-        mirror=(1, 0, 3, 2), edges=(0.42, 0.50), bin_width=0.02,
+        mirror=(1, 0, 3, 2), edges=(0.42, 0.50), bin_width=0.02, plausible=(0.2, 0.9), axes_ratio=(0.2, 1.0),
     ),
 }

@@ -1,0 +1,160 @@
+"""One supervised loop, for the classifier and for the key points, and the prediction pass that goes with it.
+
+The loop knows nothing of files, ranks or clusters: batches, an Accelerator and a Progress come from outside. Two promises shape it. The gradient of a
+step is the mean over the global batch's real samples, however they are spread over ranks and however many rows are padding. And every random number
+is a function of (seed, step, rank), so a run resumed in the middle of an epoch follows the curve it would have had, to the bit on one rank.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from typing import Callable, Iterable, Iterator
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast, gather_object
+from torch import nn
+from torch.nn import functional as F
+
+from vhs import checkpoint
+
+Batches = Callable[[int, int], Iterator[dict]]  # (epoch, start) -> this rank's batches of `epoch`, beginning at its global batch number `start`
+Augment = Callable[[torch.Tensor, torch.Tensor | None, torch.Generator], tuple[torch.Tensor, torch.Tensor | None]]
+Loss = Callable[[nn.Module, dict, torch.Generator], torch.Tensor]  # -> one loss a sample [b]
+
+
+def seed_of(*numbers: int) -> int:
+    """One seed for torch out of several non-negative numbers; close numbers give unrelated seeds."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def generator(*numbers: int) -> torch.Generator:
+    """A CPU generator that is a function of `numbers` alone."""
+    return torch.Generator().manual_seed(seed_of(*numbers))
+
+
+def learning_rate_at(step: int, steps: int, peak: float) -> float:
+    """Linear warm-up over the first twentieth of `steps`, then a half cosine to zero (Loshchilov & Hutter 2017). `step` counts from 0."""
+    warm = max(1, steps // 20)
+    if step < warm:
+        return peak * (step + 1) / warm
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def cross_entropy(label_smoothing: float = 0.0) -> Loss:
+    """The classifier's loss; labels are positions in measure.CLASSES."""
+
+    def loss(model: nn.Module, batch: dict, draw: torch.Generator) -> torch.Tensor:
+        return F.cross_entropy(model(batch["image"]), batch["label"], reduction="none", label_smoothing=label_smoothing)
+
+    return loss
+
+
+def _optimizer(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
+    """Decay shrinks weights that multiply, not biases and norms (as timm and big_vision do)."""
+    matrices, rest = [], []
+    for parameter in model.parameters():
+        (matrices if parameter.ndim > 1 else rest).append(parameter)
+    return torch.optim.AdamW([{"params": matrices, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}], lr=learning_rate)
+
+
+def _prepared(batch: dict, augment: Augment | None, draw: torch.Generator, device: torch.device) -> dict:
+    """uint8 -> 0..1 on the device, augmented there. Integers travel, a quarter of the bytes."""
+    ready = {name: value.to(device, non_blocking=True) if torch.is_tensor(value) else value for name, value in batch.items()}
+    ready["image"] = ready["image"].float() / 255
+    if augment:
+        ready["image"], points = augment(ready["image"], ready.get("points"), draw)
+        if points is not None:
+            ready["points"] = points
+    return ready
+
+
+def fit(
+    model: nn.Module, loss: Loss, batches: Batches, *, steps: int, steps_per_epoch: int, learning_rate: float, weight_decay: float,
+    accelerator: Accelerator, progress: checkpoint.Progress, seed: int, augment: Augment | None = None, max_grad_norm: float = 1.0,
+) -> nn.Module:  # fmt: skip
+    """Train `model` for `steps` optimizer steps of AdamW, cosine schedule, and return it unwrapped, in eval mode, equal on every rank.
+
+    A batch holds image uint8 [b, 1, S, S], what `loss` needs (label int64 [b], points float32 [b, K, 2]), weight float32 [b] (0 = padding of a rank
+    that ran out) and total, the number of real samples in the global batch. `augment(images, points, generator)` changes images and points together.
+    Every rank must be given the same number of batches; ValueError when an epoch has fewer than `steps_per_epoch`.
+    """
+    model, optimizer = accelerator.prepare(model, _optimizer(model, learning_rate, weight_decay))
+    plain = accelerator.unwrap_model(model)
+    done = _restore(plain, optimizer, accelerator, progress.resume())
+
+    def capture() -> dict:
+        scaler = {"scaler": accelerator.scaler.state_dict()} if accelerator.scaler else {}
+        return copy.deepcopy({"step": done, "model": plain.state_dict(), "optimizer": optimizer.state_dict()} | scaler)
+
+    model.train()
+    while done < steps:
+        epoch, start = divmod(done, steps_per_epoch)
+        wanted = min(steps_per_epoch * (epoch + 1), steps)
+        for batch in itertools.islice(batches(epoch, start), wanted - done):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate_at(done, steps, learning_rate)
+            draw = generator(seed, done, accelerator.process_index)
+            value = _step(model, optimizer, loss, _prepared(batch, augment, draw, accelerator.device), draw, accelerator, max_grad_norm)
+            done += 1
+            if not math.isfinite(value):
+                raise FloatingPointError(f"the loss became {value} at step {done} of {steps}: lower learning_rate ({learning_rate:g}) or use bf16 or no mixed precision")
+            progress.step(done, steps, {"loss": value, "learning_rate": optimizer.param_groups[0]["lr"]}, capture)
+        if done < wanted:
+            raise ValueError(f"epoch {epoch} ended at batch {done % steps_per_epoch} of {steps_per_epoch}: `batches` and steps_per_epoch disagree")
+
+    for buffer in plain.buffers():  # batch-norm statistics are each rank's own; one model leaves
+        buffer.copy_(broadcast(buffer.clone(), from_process=0))
+    return plain.eval()
+
+
+def _step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss, batch: dict, draw: torch.Generator, accelerator: Accelerator, max_grad_norm: float,
+) -> float:  # fmt: skip
+    """One optimizer step; returns this rank's share of the global batch's mean loss, times the number of ranks."""
+    cuda = [accelerator.device] if accelerator.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda), accelerator.autocast():
+        torch.manual_seed(int(torch.randint(2**62, (1,), generator=draw)))  # timm's dropout layers ask the global generator
+        each = loss(model, batch, draw)
+        # DDP averages over ranks: its mean of (ranks x share) is the sum of the shares
+        mean = (each * batch["weight"]).sum() / batch["total"] * accelerator.num_processes
+    accelerator.backward(mean)
+    accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    return float(mean.detach())
+
+
+def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator, state: dict | None) -> int:
+    if state is None:
+        return 0
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    if accelerator.scaler and "scaler" in state:
+        accelerator.scaler.load_state_dict(state["scaler"])
+    return state["step"]
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, batches: Iterable[dict], accelerator: Accelerator) -> dict:
+    """Class probabilities of every image on every rank: {"key": list[str] in rising order, "probability": float32 [n, classes]}.
+
+    Each rank iterates its own batches (key list[str], image uint8 [b, 1, S, S], weight [b]); their numbers may differ. Padding (weight 0) is dropped.
+    ValueError if a key comes twice: then the split over ranks is wrong, and so would be every average.
+    """
+    model = model.to(accelerator.device).eval()
+    mine: list[tuple[str, np.ndarray]] = []
+    for batch in batches:
+        with accelerator.autocast():
+            logits = model(batch["image"].to(accelerator.device).float() / 255)
+        probability = logits.float().softmax(-1).cpu().numpy()
+        mine += [(key, row) for key, row, weight in zip(batch["key"], probability, batch["weight"], strict=True) if weight > 0]
+    everyone = sorted(gather_object(mine), key=lambda pair: pair[0])
+    keys = [key for key, _ in everyone]
+    if len(set(keys)) < len(keys):
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        raise ValueError(f"{len(twice)} keys were predicted more than once, {', '.join(twice[:3])} among them: ranks must share out the images")
+    return {"key": keys, "probability": np.stack([row for _, row in everyone]) if everyone else np.zeros((0, 0), np.float32)}
