@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import importlib.resources
 import importlib.util
+import json
 from pathlib import Path
 
 import timm
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
 from vhs import settings
+from vhs.measure import CLASSES
 
 
 def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:

@@ -61,10 +61,18 @@ def _optimizer(model: nn.Module, learning_rate: float, weight_decay: float) -> t
     return torch.optim.AdamW([{"params": matrices, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}], lr=learning_rate)
 
 
-def _prepared(batch: dict, augment: Augment | None, draw: torch.Generator, device: torch.device) -> dict:
-    """uint8 -> 0..1 on the device, augmented there. Integers travel, a quarter of the bytes."""
-    ready = {name: value.to(device, non_blocking=True) if torch.is_tensor(value) else value for name, value in batch.items()}
-    ready["image"] = ready["image"].float() / 255
+def _resized(images: torch.Tensor, size_px: int | None, device: torch.device) -> torch.Tensor:
+    """uint8 [B, 1, S, S] -> float 0..1 on the device at the network's size. Integers travel, a quarter of the bytes."""
+    images = images.to(device, non_blocking=True).float() / 255
+    if size_px in (None, images.shape[-1]):
+        return images
+    return F.interpolate(images, size=(size_px, size_px), mode="bilinear", antialias=True, align_corners=False)
+
+
+def _prepared(batch: dict, augment: Augment | None, draw: torch.Generator, device: torch.device, size_px: int | None) -> dict:
+    """The batch on the device, its images at the network's size and augmented there. Points are those of the resized images already."""
+    ready = {name: value.to(device, non_blocking=True) if torch.is_tensor(value) and name != "image" else value for name, value in batch.items()}
+    ready["image"] = _resized(batch["image"], size_px, device)
     if augment:
         ready["image"], points = augment(ready["image"], ready.get("points"), draw)
         if points is not None:
@@ -74,12 +82,13 @@ def _prepared(batch: dict, augment: Augment | None, draw: torch.Generator, devic
 
 def fit(
     model: nn.Module, loss: Loss, batches: Batches, *, steps: int, steps_per_epoch: int, learning_rate: float, weight_decay: float,
-    accelerator: Accelerator, progress: checkpoint.Progress, seed: int, augment: Augment | None = None, max_grad_norm: float = 1.0,
+    accelerator: Accelerator, progress: checkpoint.Progress, seed: int, augment: Augment | None = None, size_px: int | None = None, max_grad_norm: float = 1.0,
 ) -> nn.Module:  # fmt: skip
     """Train `model` for `steps` optimizer steps of AdamW, cosine schedule, and return it unwrapped, in eval mode, equal on every rank.
 
     A batch holds image uint8 [b, 1, S, S], what `loss` needs (label int64 [b], points float32 [b, K, 2]), weight float32 [b] (0 = padding of a rank
-    that ran out) and total, the number of real samples in the global batch. `augment(images, points, generator)` changes images and points together.
+    that ran out) and total, the number of real samples in the global batch. `augment(images, points, generator)` changes images and points together, after
+    they were resized to `size_px` (None: as they come).
     Every rank must be given the same number of batches; ValueError when an epoch has fewer than `steps_per_epoch`.
     """
     model, optimizer = accelerator.prepare(model, _optimizer(model, learning_rate, weight_decay))
@@ -98,7 +107,7 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(done, steps, learning_rate)
             draw = generator(seed, done, accelerator.process_index)
-            value = _step(model, optimizer, loss, _prepared(batch, augment, draw, accelerator.device), draw, accelerator, max_grad_norm)
+            value = _step(model, optimizer, loss, _prepared(batch, augment, draw, accelerator.device, size_px), draw, accelerator, max_grad_norm)
             done += 1
             if not math.isfinite(value):
                 raise FloatingPointError(f"the loss became {value} at step {done} of {steps}: lower learning_rate ({learning_rate:g}) or use bf16 or no mixed precision")
@@ -139,7 +148,7 @@ def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Ac
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, batches: Iterable[dict], accelerator: Accelerator) -> dict:
+def predict(model: nn.Module, batches: Iterable[dict], accelerator: Accelerator, size_px: int | None = None) -> dict:
     """Class probabilities of every image on every rank: {"key": list[str] in rising order, "probability": float32 [n, classes]}.
 
     Each rank iterates its own batches (key list[str], image uint8 [b, 1, S, S], weight [b]); their numbers may differ. Padding (weight 0) is dropped.
@@ -149,7 +158,7 @@ def predict(model: nn.Module, batches: Iterable[dict], accelerator: Accelerator)
     mine: list[tuple[str, np.ndarray]] = []
     for batch in batches:
         with accelerator.autocast():
-            logits = model(batch["image"].to(accelerator.device).float() / 255)
+            logits = model(_resized(batch["image"], size_px, accelerator.device))
         probability = logits.float().softmax(-1).cpu().numpy()
         mine += [(key, row) for key, row, weight in zip(batch["key"], probability, batch["weight"], strict=True) if weight > 0]
     everyone = sorted(gather_object(mine), key=lambda pair: pair[0])
