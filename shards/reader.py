@@ -1,0 +1,161 @@
+"""Which sample goes into which batch on which rank, and its bytes.
+
+An epoch is a list of row numbers (`permutation`, or `deck` for a wanted class mix) that depends on the seed and the epoch alone. It is cut
+into global batches first and into ranks second, so that any number of ranks takes the same optimizer steps over the same samples, each
+once, and a run resumes in the middle of an epoch by the number of global batches done. There is no state to save.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from shards.storage import Storage
+
+_ORDER, _DECK = 0, 1  # keep the streams of permutation and deck apart
+
+
+def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
+    """The numbers 0..n-1 in the order of this epoch, int64 [n]."""
+    return _shuffled(n, seed, _ORDER, epoch)
+
+
+def deck(classes: np.ndarray, prior: Sequence[float], n: int, seed: int, epoch: int) -> np.ndarray:
+    """Row numbers of an epoch of `n` draws in which class c has n * prior[c] of them (rounded by largest remainder), int64 [n], shuffled.
+
+    classes [rows] are class numbers. Each class is dealt from its own shuffled deck that goes on over the epochs, shuffled anew when it is
+    used up: after any number of epochs (of equal n and prior) two rows of a class have been drawn equally often, or one of them once more.
+    ValueError for a prior that does not fit.
+    """
+    classes, shares = np.asarray(classes), np.asarray(prior, dtype=np.float64)
+    if n < 1 or shares.min(initial=0) < 0 or not np.isclose(shares.sum(), 1):
+        raise ValueError(f"a deck of {n} draws with the class prior {list(prior)}: want one draw or more, and shares >= 0 that add up to 1")
+    if len(classes) and not (0 <= classes.min() and classes.max() < len(shares)):
+        raise ValueError(f"class numbers {classes.min()} to {classes.max()} for a prior of {len(shares)}: legal are 0 to {len(shares) - 1}")
+    hands = []
+    for number, count in enumerate(_largest_remainder(n, shares)):
+        rows = np.flatnonzero(classes == number)
+        if count and not len(rows):
+            raise ValueError(f"class {number} has the prior {shares[number]:g} but no rows: give it rows or the prior 0")
+        if count:
+            first = epoch * count
+            begun, ended = first // len(rows), -(-(first + count) // len(rows))
+            dealt = np.concatenate([rows[_shuffled(len(rows), seed, _DECK, number, shuffle)] for shuffle in range(begun, ended)])
+            hands.append(dealt[first - begun * len(rows) :][:count])
+    return np.concatenate(hands)[permutation(n, seed, epoch)]
+
+
+def batches(order: np.ndarray, batch: int, rank: int, world: int, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """This rank's share (indices, weights, total) of each global batch from number `start` on.
+
+    order    [n], an epoch's row numbers; global batch b is order[b * batch : (b + 1) * batch], the last one may be smaller
+    indices  this rank's even slice; a rank that a small batch leaves with nothing gets one of its rows as padding: all ranks step together
+    weights  float32, 1 for a sample, 0 for padding
+    total    samples in the global batch, over all ranks: divide sums by it
+    """
+    if batch < 1 or start < 0 or not 0 <= rank < world:
+        raise ValueError(f"global batch {batch}, start {start}, rank {rank} of {world}: want batch >= 1, start >= 0, 0 <= rank < world")
+    for first in range(start * batch, len(order), batch):
+        whole = order[first : first + batch]
+        own = np.array_split(whole, world)[rank]
+        yield (own, np.ones(len(own), np.float32), len(whole)) if len(own) else (whole[:1], np.zeros(1, np.float32), len(whole))
+
+
+class DamagedShard(RuntimeError):
+    """A tar that does not hold what its sidecar says."""
+
+
+class ShardReader:
+    """Random access to the images of a manifest table (manifest.load, then any filter or join). Safe to pickle, to fork and to thread."""
+
+    def __init__(self, storage: Storage, table: pa.Table):
+        paths = table["path"].combine_chunks().dictionary_encode()
+        self.storage = storage
+        self.keys: list[str] = table["key"].to_pylist()
+        self._paths: list[str] = paths.dictionary.to_pylist()
+        self._path = paths.indices.to_numpy()
+        self._offset, self._size = (table[name].to_numpy() for name in ("offset", "size"))
+        self._sha256: list[str] = table["sha256"].to_pylist()
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def read(self, i: int, check: bool = False) -> bytes:
+        """The image bytes of row `i`; with `check` against their sha256. DamagedShard names shard, key and offset if they are not there."""
+        path, offset, size = self._paths[self._path[i]], int(self._offset[i]), int(self._size[i])
+        try:
+            opened = _opened(self.storage.local(path))
+        except FileNotFoundError as error:
+            raise self._damaged(i, str(error)) from error
+        data = os.pread(opened.descriptor, size, offset)
+        if len(data) != size:
+            raise self._damaged(i, f"{len(data)} of {size} bytes are there")
+        if check and (found := hashlib.sha256(data).hexdigest()) != self._sha256[i]:
+            raise self._damaged(i, f"sha256 is {found}, the sidecar says {self._sha256[i]}")
+        return data
+
+    def _damaged(self, i: int, what: str) -> DamagedShard:
+        where = f"{self._paths[self._path[i]]}, key {self.keys[i]} at offset {self._offset[i]}"
+        return DamagedShard(f"{where}: {what}; verify the folder, delete this shard's tar and sidecar, and make the unit again")
+
+
+def stream(
+    reader: ShardReader, order: np.ndarray, batch: int, rank: int, world: int, start: int = 0, workers: int = 0, read_ahead: int = 2
+) -> Iterator[tuple[np.ndarray, np.ndarray, int, list[bytes]]]:
+    """`batches` with their image bytes: (indices, weights, total, bytes). `workers` threads read `read_ahead` batches ahead; 0: none."""
+
+    def fetch(indices: np.ndarray) -> list[bytes]:
+        return [reader.read(i) for i in indices]
+
+    own = batches(order, batch, rank, world, start)
+    if workers == 0:
+        yield from ((*share, fetch(share[0])) for share in own)
+        return
+    with ThreadPoolExecutor(workers, thread_name_prefix="shards") as pool:
+        pending: deque = deque()
+        for share in own:
+            pending.append((share, pool.submit(fetch, share[0])))
+            if len(pending) > read_ahead:
+                share, future = pending.popleft()
+                yield *share, future.result()
+        for share, future in pending:
+            yield *share, future.result()
+
+
+class _Opened:
+    """A tar open for pread(2), which forks and threads may share. It closes when its last user drops it, never under a thread that reads.
+
+    Not a memory map: a page fault holds the GIL while the disk works, and a file that shrinks or vanishes kills the process by SIGBUS.
+    """
+
+    def __init__(self, file: Path):
+        self.descriptor = os.open(file, os.O_RDONLY)
+
+    def __del__(self):
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
+_opened = lru_cache(maxsize=256)(_Opened)  # a process usually has 1,024 descriptors
+
+
+def _shuffled(n: int, seed: int, *stream: int) -> np.ndarray:
+    """Sorted raw Philox words: NumPy freezes a bit generator's output for ever, but not what Generator.permutation makes of it (NEP 19)."""
+    words = np.random.Philox(np.random.SeedSequence(seed, spawn_key=stream)).random_raw(n)
+    return np.argsort(words, kind="stable")
+
+
+def _largest_remainder(n: int, shares: np.ndarray) -> list[int]:
+    exact = n * shares / shares.sum()
+    counts = np.floor(exact + 1e-9).astype(int)
+    ranked = np.argsort(counts - exact, kind="stable")
+    counts[ranked[: n - counts.sum()]] += 1
+    return counts.tolist()

@@ -1,0 +1,205 @@
+"""The commit: whole or absent, one winner of many, nothing visible after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shards import crash
+from shards.storage import open_storage
+
+ROOT = Path(__file__).resolve().parents[1]
+
+RACER = """
+import json, sys
+from shards.storage import open_storage
+url, name, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
+storage = open_storage(url)
+print("ready", flush=True)
+sys.stdin.readline()
+print(json.dumps([storage.commit(f"race/{n}", f"{name} {n} ".encode() * 20_000) for n in range(rounds)]))
+"""
+
+CRASHER = """
+import sys
+from shards.storage import open_storage
+storage = open_storage(sys.argv[1])
+storage.commit("a/first", b"1", crash="sidecar-written-not-linked")
+storage.commit("a/second", b"2" * 100_000, crash="sidecar-written-not-linked")
+"""
+
+
+def python(script: str, *arguments: object, **environment: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, arguments)], cwd=ROOT, env={**os.environ, **environment}, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )
+
+
+def test_commit_creates_once_and_never_changes(tmp_path):
+    storage = open_storage(tmp_path / "run")
+    assert storage.commit("a/b.bin", b"first")
+    assert not storage.commit("a/b.bin", b"second, and longer")
+    assert storage.read("a/b.bin") == b"first"
+    assert storage.size("a/b.bin") == 5
+
+
+def test_commit_copies_a_file_and_leaves_it(tmp_path):
+    storage, source = open_storage(tmp_path / "run"), tmp_path / "source"
+    source.write_bytes(bytes(range(256)) * 10_000)
+    assert storage.commit("big", source)
+    assert storage.read("big") == source.read_bytes()
+    source.write_bytes(b"changed later")
+    assert storage.size("big") == 2_560_000
+
+
+def test_racing_processes_have_one_winner_and_its_bytes_whole(tmp_path):
+    rounds, names = 25, ["ant", "bee", "cat", "dog"]
+    racers = {name: python(RACER, tmp_path / "run", name, rounds) for name in names}
+    for racer in racers.values():
+        assert racer.stdout.readline() == "ready\n"
+    for racer in racers.values():
+        racer.stdin.write("go\n")
+        racer.stdin.flush()
+    won = {name: json.loads(racer.communicate(timeout=60)[0]) for name, racer in racers.items()}
+    storage = open_storage(tmp_path / "run")
+    for n in range(rounds):
+        winners = [name for name in names if won[name][n]]
+        assert len(winners) == 1, f"round {n}"
+        assert storage.read(f"race/{n}") == f"{winners[0]} {n} ".encode() * 20_000
+    assert not any((tmp_path / "run" / ".tmp").iterdir())
+
+
+def test_a_writer_killed_before_its_link_leaves_nothing_visible(tmp_path):
+    storage = open_storage(tmp_path / "run")
+    killed = python(CRASHER, tmp_path / "run", VHS_CRASH_AT="sidecar-written-not-linked:2")
+    killed.communicate(timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    assert storage.list() == ["a/first"] and not storage.exists("a/second")
+    assert len(list((tmp_path / "run" / ".tmp").iterdir())) == 1
+
+    assert storage.sweep(older_than_s=3600) == 0
+    assert storage.sweep(older_than_s=0) == 1
+    assert not any((tmp_path / "run" / ".tmp").iterdir())
+    python(CRASHER, tmp_path / "run").communicate(timeout=60)
+    assert storage.read("a/second") == b"2" * 100_000 and storage.list() == ["a/first", "a/second"]
+
+
+def test_a_link_repeated_by_nfs_is_still_our_win(tmp_path, monkeypatch):
+    link = os.link
+
+    def reply_lost(source, target):
+        link(source, target)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", reply_lost)
+    storage = open_storage(tmp_path)
+    assert storage.commit("a", b"mine") and storage.read("a") == b"mine"
+
+
+def test_a_file_system_without_hard_links_is_refused_with_the_reason(tmp_path, monkeypatch):
+    def no_links(source, target):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    with pytest.raises(OSError, match="no hard links"):
+        open_storage(tmp_path).commit("a", b"x")
+    assert open_storage(tmp_path).list() == []
+
+
+def test_a_write_that_fails_leaves_neither_name_nor_temporary(tmp_path):
+    storage = open_storage(tmp_path / "run")
+    with pytest.raises(FileNotFoundError):
+        storage.commit("a", tmp_path / "no such source")
+    assert storage.list() == [] and not any((tmp_path / "run" / ".tmp").iterdir())
+
+
+def test_put_overwrites_whole(tmp_path):
+    storage = open_storage(tmp_path)
+    storage.put("state/x.json", b"a long first value")
+    storage.put("state/x.json", b"short")
+    assert storage.read("state/x.json") == b"short" and storage.list() == ["state/x.json"]
+
+
+def test_read_ranges(tmp_path):
+    storage = open_storage(tmp_path)
+    storage.put("x", b"0123456789")
+    assert storage.read("x", 3, 4) == b"3456"
+    assert storage.read("x", 8) == storage.read("x", 8, 9) == b"89" and storage.read("x", 20, 1) == b""
+    with pytest.raises(FileNotFoundError):
+        storage.read("absent")
+
+
+def test_list_is_recursive_sorted_and_goes_by_prefix(tmp_path):
+    storage = open_storage(tmp_path)
+    for name in ("b/2", "a/x/1", "a/y", "ab", "b/.tmp/deep"):
+        storage.put(name, b"")
+    assert storage.list() == ["a/x/1", "a/y", "ab", "b/.tmp/deep", "b/2"]
+    assert storage.list("a/") == ["a/x/1", "a/y"]
+    assert storage.list("a") == ["a/x/1", "a/y", "ab"]
+    assert storage.list("a/x/") == ["a/x/1"]
+    assert storage.list("none/") == []
+    assert open_storage(tmp_path / "not made yet").list() == []
+
+
+def test_delete_and_exists(tmp_path):
+    storage = open_storage(tmp_path)
+    storage.put("a/b", b"")
+    assert storage.exists("a/b") and not storage.exists("a")
+    storage.delete("a/b")
+    storage.delete("a/b")
+    assert not storage.exists("a/b")
+
+
+@pytest.mark.parametrize("path", ["", "/etc/passwd", "../x", "a/../../x", "a//b", "a/", "./a", "a/.", ".tmp/x", "a\0b"])
+def test_names_outside_the_storage_are_refused(tmp_path, path):
+    storage = open_storage(tmp_path / "run")
+    reads = (storage.read, storage.exists, storage.delete, storage.local, storage.size)
+    for use in (*reads, lambda path: storage.put(path, b"x"), lambda path: storage.commit(path, b"x")):
+        with pytest.raises(ValueError, match="is no name in"):
+            use(path)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("prefix", ["../", "/etc/", "a/../b", ".tmp/"])
+def test_listing_outside_the_storage_is_refused(tmp_path, prefix):
+    with pytest.raises(ValueError, match="is no name in"):
+        open_storage(tmp_path).list(prefix)
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/run", "gs://bucket/run", "az://box/run"])
+def test_object_storage_says_it_is_not_there_yet(url):
+    with pytest.raises(ValueError, match="not in this version"):
+        open_storage(url)
+
+
+def test_other_urls_are_errors():
+    for url in ("http://host/run", "file://otherhost/run"):
+        with pytest.raises(ValueError, match="no storage of this kind"):
+            open_storage(url)
+
+
+def test_path_text_and_file_url_open_the_same_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    open_storage("a run").put("x", b"1")
+    for place in (tmp_path / "a run", str(tmp_path / "a run"), (tmp_path / "a run").as_uri(), open_storage("a run").url):
+        assert open_storage(place).read("x") == b"1"
+    assert pickle.loads(pickle.dumps(open_storage("a run"))).read("x") == b"1"
+
+
+def test_crash_windows_are_named(monkeypatch):
+    with pytest.raises(ValueError, match="tar-half-written"):
+        crash.window("nowhere")
+    for wrong in ("nowhere", "claim:0", "claim:x", "claim:-1", ":2"):
+        monkeypatch.setenv("VHS_CRASH_AT", wrong)
+        with pytest.raises(ValueError, match="training-step"):
+            crash.window("claim")
+    monkeypatch.setenv("VHS_CRASH_AT", "claim")
+    crash.window("training-step")
