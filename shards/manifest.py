@@ -66,9 +66,9 @@ def load(
 ) -> pa.Table:
     """Every committed sample of `folder` by shard number, or of the sidecars `paths` in the order given, in one table.
 
-    `keep` chooses among a folder's sidecars by path. Columns are SCHEMA's, those the writers gave (null where a sidecar lacks one) and
-    `path`, folder/shard, enough to open the image. ValueError if two of the folder's sidecars share a number (one unit made under two
-    identities) or two samples share a key.
+    `keep` chooses among a folder's sidecars by path. Columns are SCHEMA's, those the writers gave (null where a sidecar lacks one, the
+    wider type where two differ) and `path`, folder/shard, enough to open the image. ValueError if two of the folder's sidecars share a number
+    (one unit made under two identities) or two samples share a key.
     """
     if (folder is None) == (paths is None):
         raise ValueError("manifest.load wants either a folder or paths=[...] of sidecars, not both")
@@ -80,7 +80,7 @@ def load(
         tables.append(table.append_column("path", pa.repeat(pa.scalar(tar), table.num_rows)).replace_schema_metadata(None))
     if not tables:
         return SCHEMA.append(pa.field("path", pa.string())).empty_table()
-    table = pa.concat_tables(tables, promote_options="default").combine_chunks()
+    table = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
     if repeated := _repeated(table["key"]):
         owners = sorted(set(table.filter(pc.equal(table["key"], repeated[0]))["path"].to_pylist()))
         where = f"first {repeated[0]} in {', '.join(owners)}"
@@ -98,7 +98,7 @@ def join(table: pa.Table, other: pa.Table, on: str = "key") -> pa.Table:
         raise ValueError(f"cannot join on {on!r}: {len(repeated)} values occur more than once on the right, {_some(repeated)}")
     if clash := sorted(set(table.column_names) & set(other.column_names) - {on}):
         raise ValueError(f"cannot join on {on!r}: both sides have the columns {', '.join(clash)}; drop or rename one side's")
-    rows = pc.index_in(table[on], value_set=other[on].combine_chunks())
+    rows = pc.index_in(table[on], value_set=other[on].combine_chunks().cast(table.schema.field(on).type))
     if rows.null_count:
         missing = table.filter(pc.is_null(rows))[on].to_pylist()
         raise ValueError(f"cannot join on {on!r}: {len(missing)} of {table.num_rows} values are missing on the right, {_some(missing)}")

@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 from uuid import uuid4
 
-from shards.crash import window
+from shards import crash
 
 TEMPORARY = ".tmp"
 
@@ -44,18 +44,18 @@ class Storage:
     def __repr__(self) -> str:
         return f"Storage({self.url!r})"
 
-    def commit(self, path: str, data: bytes | Path, *, crash: str | None = None) -> bool:
+    def commit(self, path: str, data: bytes | Path, *, crash_window: str | None = None) -> bool:
         """Create `path` with `data` (bytes, or a file to copy) unless it exists; True if this call created it.
 
-        A loser returns False and changes nothing. On True bytes and name have reached the disk; `crash` is the window between the two.
+        A loser returns False and changes nothing. On True bytes and name are on the disk; `crash_window` is passed between the two.
         """
         target = self._file(path)
         if target.exists():
             return False
         _make_folder(target.parent)
         with self._aside(data) as temporary:
-            if crash:
-                window(crash)
+            if crash_window:
+                crash.window(crash_window)
             created = _link(temporary, target)
         if created:
             _sync_folder(target.parent)
@@ -105,7 +105,7 @@ class Storage:
         limit, swept = time.time() - older_than_s, 0
         for temporary in (self.root / TEMPORARY).glob("*"):
             try:
-                if temporary.stat().st_mtime <= limit:
+                if temporary.is_file() and temporary.stat().st_mtime <= limit:
                     temporary.unlink()
                     swept += 1
             except FileNotFoundError:  # its writer finished in between

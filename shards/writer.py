@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from shards import manifest
-from shards.crash import window
+from shards import crash, manifest
 from shards.sample import Sample
 from shards.storage import Storage
 
@@ -78,8 +77,8 @@ def commit_shard(
     described = {"shard": tar, "shard_sha256": digest, "shard_bytes": str(aside.stat().st_size), "identity": identity, **metadata}
     if not storage.exists(sidecar):  # a loser whose bytes differ would leave an orphan
         storage.commit(f"{folder}/{tar}" if folder else tar, aside)
-        window("tar-before-sidecar")
-        storage.commit(sidecar, manifest.encode(table, described), crash="sidecar-written-not-linked")
+        crash.window("tar-before-sidecar")
+        storage.commit(sidecar, manifest.encode(table, described), crash_window="sidecar-written-not-linked")
     aside.unlink()
     return sidecar
 
@@ -87,7 +86,7 @@ def commit_shard(
 def _passing_half(samples: Iterable[Sample], count: int) -> Iterator[Sample]:
     for position, sample in enumerate(samples):
         if position == count // 2:
-            window("tar-half-written")
+            crash.window("tar-half-written")
         yield sample
 
 

@@ -80,6 +80,8 @@ def test_columns_of_one_folder_are_null_in_another(storage):
     real, made = shard(storage, 0, "a", folder="real", patient=["p1"]), shard(storage, 0, "b", folder="made", seed=[7])
     table = manifest.load(storage, paths=[real, made])
     assert table["patient"].to_pylist() == ["p1", None] and table["seed"].to_pylist() == [None, 7]
+    wide = shard(storage, 1, "c", folder="made", seed=pa.array([8], pa.int32()), patient=pa.array(["p2"], pa.large_string()))
+    assert manifest.load(storage, paths=[real, made, wide])["patient"].to_pylist() == ["p1", None, "p2"]
 
 
 def test_folder_or_paths(storage):
@@ -95,6 +97,8 @@ def test_join_keeps_rows_and_order(storage):
     joined = manifest.join(table, other, on="word")
     assert joined["word"].to_pylist() == ["a", "b", "c"] and joined["index"].to_pylist() == [1.0, None, 3.0]
     assert joined.column_names == [*table.column_names, "index"]
+    pandas_text = other.set_column(0, "word", other["word"].cast(pa.large_string()))
+    assert manifest.join(table, pandas_text, on="word").equals(joined)
 
 
 def test_join_names_what_does_not_fit():

@@ -31,8 +31,8 @@ CRASHER = """
 import sys
 from shards.storage import open_storage
 storage = open_storage(sys.argv[1])
-storage.commit("a/first", b"1", crash="sidecar-written-not-linked")
-storage.commit("a/second", b"2" * 100_000, crash="sidecar-written-not-linked")
+storage.commit("a/first", b"1", crash_window="sidecar-written-not-linked")
+storage.commit("a/second", b"2" * 100_000, crash_window="sidecar-written-not-linked")
 """
 
 
