@@ -67,8 +67,8 @@ def load(
     """Every committed sample of `folder` by shard number, or of the sidecars `paths` in the order given, in one table.
 
     `keep` chooses among a folder's sidecars by path. Columns are SCHEMA's, those the writers gave (null where a sidecar lacks one, the
-    wider type where two differ) and `path`, folder/shard, enough to open the image. ValueError if two of the folder's sidecars share a number
-    (one unit made under two identities) or two samples share a key.
+    wider type where two differ) and `path`, folder/shard, enough to open the image. ValueError if two of the folder's sidecars share a
+    number (one unit made under two identities) or two samples share a key.
     """
     if (folder is None) == (paths is None):
         raise ValueError("manifest.load wants either a folder or paths=[...] of sidecars, not both")
