@@ -30,7 +30,7 @@ EVEN = (1 / 3, 1 / 3, 1 / 3)
 
 @dataclass(frozen=True)
 class Phantom:
-    """One drawn radiograph: image uint8 [S, S], points float32 [K, 2] (pixels, centres at integers), index = what its view measures on the points."""
+    """One drawn radiograph: image uint8 [S, S], points float32 [K, 2] (pixels, centres at integers), index measured on the points."""
 
     image: np.ndarray
     points: np.ndarray
@@ -61,7 +61,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def draw(view: str, style: str, seed: int, *, size_px: int = 128, index: float | None = None, prior: Sequence[float] = EVEN) -> Phantom:
-    """Draw one phantom. `index` fixes VHS or CTR, else a class is drawn from `prior` and an index within it. ValueError names an illegal argument."""
+    """Draw one phantom. `index` fixes VHS or CTR, else a class is drawn from `prior` and an index in it. Illegal argument: ValueError."""
     if view not in VIEWS or style not in STYLES:
         raise ValueError(f"no phantom for view {view!r} in style {style!r}: views are {', '.join(VIEWS)}, styles {', '.join(STYLES)}")
     if seed < 0 or size_px < 32:

@@ -34,7 +34,7 @@ HABITUS = {
 
 
 class Spine:
-    """Centre line of the vertebrae; `at(t, depth)` is the place at vertebra number t (4.0 = cranial edge of T4), `depth` units ventral of it."""
+    """Centre line of the vertebrae, in units from the cranial edge of T4; `body`: half a vertebra's height, `gap`: a disc's width."""
 
     def __init__(self, rng):
         number = np.arange(FIRST, LAST)
@@ -53,9 +53,9 @@ class Spine:
         self.body, self.gap = rng.uniform(0.36, 0.45), rng.uniform(0.14, 0.24)
 
     def at(self, t, depth=0.0) -> np.ndarray:
-        t = np.asarray(t, np.float64)
-        pick = lambda values: np.stack([np.interp(t, self.number, values[:, i]) for i in (0, 1)], -1)  # noqa: E731
-        return pick(self.edges) + pick(self.ventral) * np.asarray(depth)[..., None]
+        """Places [..., 2] at vertebra numbers `t` [...] (4.0 = cranial edge of T4), `depth` units ventral of the centre line."""
+        centre, ventral = (np.stack([np.interp(t, self.number, v[:, i]) for i in (0, 1)], -1) for v in (self.edges, self.ventral))
+        return centre + ventral * np.asarray(depth)[..., None]
 
 
 def _heart(rng, index: float, spine: Spine, habitus: Habitus) -> tuple[np.ndarray, np.ndarray]:
@@ -75,7 +75,8 @@ def _heart(rng, index: float, spine: Spine, habitus: Habitus) -> tuple[np.ndarra
     quarter = np.linspace(0, np.pi / 2, 14)[:-1]
     outline = []
     for start, end, power in ((b, c, u(1.75, 2.2)), (c, a, u(1.9, 2.5)), (a, d, u(1.9, 2.4)), (d, b, u(1.8, 2.3))):
-        outline.append(middle + np.outer(np.cos(quarter) ** (2 / power), start - middle) + np.outer(np.sin(quarter) ** (2 / power), end - middle))
+        share, rest = np.cos(quarter) ** (2 / power), np.sin(quarter) ** (2 / power)
+        outline.append(middle + np.outer(share, start - middle) + np.outer(rest, end - middle))
     return np.stack([a, b, c, d, e, f]), np.concatenate(outline)
 
 
@@ -134,7 +135,9 @@ def _body(rng, t: Thorax) -> np.ndarray:
     belly = np.stack([x, t.sternum(x) + u(*t.habitus.fat)], 1)
     belly[0, 1] += u(-4.5, 0.2)
     belly[1, 1] += u(-0.8, 0.2)
-    throat = np.array([[t.manubrium - 3.5, t.sternum(t.manubrium) - u(0.5, 2.2)], [back[0, 0] - 9, spine.at(-5)[1] + u(3.5, 6)], [back[0, 0] - 9, back[0, 1] + u(-2, 1)]])
+    front = back[0, 0] - 9  # beyond the image
+    chest = [t.manubrium - 3.5, t.sternum(t.manubrium) - u(0.5, 2.2)]
+    throat = np.array([chest, [front, spine.at(-5)[1] + u(3.5, 6)], [front, back[0, 1] + u(-2, 1)]])
     return smooth(np.concatenate([back, belly, throat]), 3)
 
 
@@ -148,10 +151,9 @@ def _vertebrae(rng, t: Thorax) -> list:
     def block(shrink):
         a, b = head + shrink, tail - shrink
         deep = spine.body - shrink
-        waist = 0.88 * deep
         middle = (a + b) / 2
-        corners = [spine.at(a, -deep), spine.at(middle, -waist), spine.at(b, -deep), spine.at(b, deep), spine.at(middle, waist), spine.at(a, deep)]
-        return t.place(np.stack(corners, 1))
+        corners = ((a, -deep), (middle, -0.88 * deep), (b, -deep), (b, deep), (middle, 0.88 * deep), (a, deep))  # bodies have a waist
+        return t.place(np.stack([spine.at(*corner) for corner in corners], 1))
 
     lean, tall = u(0.5, 1.3), u(1.9, 2.7)
     height = np.where(number < 1, 0.8, np.clip(tall - 0.13 * (number - 3), 0.9, tall))
@@ -159,7 +161,7 @@ def _vertebrae(rng, t: Thorax) -> list:
     base, crown = number + 0.5, number + 0.7 + tip
     reach = np.linspace(0, 1, 4)
     process = spine.at(base[:, None] + (crown - base)[:, None] * reach, dorsal - 0.3 - height[:, None] * reach)
-    arch = spine.at(np.stack([head + 0.1, base, tail + 0.25], 1), np.broadcast_to([dorsal - 0.3, dorsal - 0.5, dorsal - 0.25], (len(number), 3)))
+    arch = spine.at(np.stack([head + 0.1, base, tail + 0.25], 1), dorsal - np.array([0.3, 0.5, 0.25]))
     return [
         (tube(t.place(process), 0.21 * t.unit), 0.3), (tube(t.place(arch), 0.26 * t.unit), 0.34), (block(0.0), 0.85), (block(0.13), 0.52),
     ]
@@ -191,7 +193,8 @@ def _forelimb(rng, t: Thorax) -> tuple[list, list]:
         humerus, scapula = np.linspace(shoulder, elbow, 5), np.linspace(shoulder, top, 5)
         soft += [(tube(t.place(scapula), t.unit * u(1.2, 2.0)), 0.6), (tube(t.place(humerus), t.unit * u(1.2, 1.9)), 1.0)]
         bone += [(tube(t.place(scapula), t.unit * np.linspace(0.35, 0.9, 5)), 0.3), (tube(t.place(scapula), t.unit * 0.12), 0.55)]
-        bone += [(tube(t.place(humerus), t.unit * np.array([0.7, 0.5, 0.42, 0.45, 0.6])), 0.75), (disc(t.place(shoulder), 0.62 * t.unit), 0.8)]
+        bone += [(tube(t.place(humerus), t.unit * np.array([0.7, 0.5, 0.42, 0.45, 0.6])), 0.75)]
+        bone += [(disc(t.place(shoulder), 0.62 * t.unit), 0.8)]
     return soft, bone
 
 
@@ -207,7 +210,8 @@ def _vessels(rng, t: Thorax) -> list:
     shapes = [(outline, 0.35 + 1.2 * w) for outline, w in zip(lobar, thick, strict=True)]
     cava = np.linspace(d + 0.1 * (b - a), [d[0] + u(3, 5), d[1] + u(-0.3, 0.9)], 5)
     arch = np.concatenate([[a + [0.1, 0.5]], t.spine.at([6.4, 7.6, 9.5, 12, 14], t.spine.body + np.array([1.3, 0.75, 0.6, 0.6, 0.6]))])
-    return [(tube(t.place(smooth(arch, 2, closed=False)), t.unit * u(0.4, 0.55)), 0.5), (tube(t.place(cava), t.unit * u(0.3, 0.42)), 0.55), *shapes]
+    aorta = tube(t.place(smooth(arch, 2, closed=False)), t.unit * u(0.4, 0.55))
+    return [(aorta, 0.5), (tube(t.place(cava), t.unit * u(0.3, 0.42)), 0.55), *shapes]
 
 
 def _airway(rng, t: Thorax) -> np.ndarray:
@@ -231,20 +235,23 @@ def attenuation(canvas: Canvas, rng, index: float, style: str) -> tuple[np.ndarr
     body = canvas.solid(t.place(_body(rng, t)), 4.2 * t.unit, 0.004)
     lung = sum(0.5 * canvas.solid(t.place(o), u(1.6, 2.6) * t.unit, 0.005) for o in _lungs(rng, t)) * body * u(0.7, 0.82)
     heart = canvas.solid(t.place(t.heart), 0.5 * short, u(0.004, 0.009)) * u(0.42, 0.6)
-    hilus = np.concatenate([np.linspace(t.place(0.7 * a + 0.3 * c), t.place([t.manubrium, a[1] + u(-0.2, 1.2)]), 5)])
-    cranial = canvas.paint([(tube(hilus, t.unit * u(0.8, 1.3)), 1.0), (disc(t.place(a + [u(0, 0.5), 0.5]), t.unit * u(0.8, 1.2)), u(0.4, 0.9))], 0.35 * t.unit) * u(0.1, 0.3)
+    forward = np.linspace(t.place(0.7 * a + 0.3 * c), t.place([t.manubrium, a[1] + u(-0.2, 1.2)]), 5)
+    cranial = [(tube(forward, t.unit * u(0.8, 1.3)), 1.0), (disc(t.place(a + [u(0, 0.5), 0.5]), t.unit * u(0.8, 1.2)), u(0.4, 0.9))]
+    mediastinum = canvas.paint(cranial, 0.35 * t.unit) * u(0.1, 0.3)
     vessels = canvas.paint(_vessels(rng, t), 0.004) * u(0.12, 0.24)
     airway = canvas.paint(_airway(rng, t), 0.05 * t.unit) * u(0.12, 0.24)
     texture = canvas.texture(rng, 56) * u(0.01, 0.03) + canvas.texture(rng, 14) * u(0.01, 0.04)
-    filled = np.minimum(np.maximum(heart, cranial) + vessels, lung)
-    gas = [(disc(t.place([t.points[1, 0] + u(2.5, 6), u(3, 6)]), t.unit * np.array([u(0.7, 2.2), u(0.6, 1.4)])), u(0.2, 1.0) * (rng.random() < 0.7)) for _ in range(2)]
-    abdomen = canvas.paint(gas, 0.25 * t.unit) * 0.16 * (lung < 0.1)
+    filled = np.minimum(np.maximum(heart, mediastinum) + vessels, lung)
+    bowel = [disc(t.place([b[0] + u(2.5, 6), u(3, 6)]), t.unit * u((0.7, 0.6), (2.2, 1.4))) for _ in range(2)]
+    gut = [(outline, u(0.2, 1.0) * (rng.random() < 0.7)) for outline in bowel]
+    gas = canvas.paint(gut, 0.25 * t.unit) * 0.16 * (lung < 0.1)
     limb = canvas.paint(fore_soft, 0.5 * t.unit) * 0.28 * u(0.5, 1.2)
-    soft = body * (1 + texture) - lung * (1 + 0.6 * texture) + filled - abdomen - np.minimum(airway, 0.5 * body)
+    soft = body * (1 + texture) - lung * (1 + 0.6 * texture) + filled - gas - np.minimum(airway, 0.5 * body)
     near, far = _ribs(rng, t)
     sternebrae = np.arange(t.manubrium, b[0] + 4, 1.25)
     bars = np.stack([np.stack([sternebrae + k, t.sternum(sternebrae + k) + 0.35], -1) for k in (-0.45, 0.0, 0.45)], 1)
     bone = canvas.paint(_vertebrae(rng, t), 0.0035) * u(0.8, 1.15)
     bone = bone + canvas.paint([(near, 1.0)], 0.003) * u(0.12, 0.26) + canvas.paint([(far, 1.0)], 0.006) * u(0.06, 0.16)
-    bone = bone + canvas.paint([(tube(t.place(bars), 0.3 * t.unit), 1.0)], 0.004) * u(0.2, 0.45) + canvas.paint(fore_bone, 0.004) * u(0.4, 0.8)
+    bone = bone + canvas.paint([(tube(t.place(bars), 0.3 * t.unit), 1.0)], 0.004) * u(0.2, 0.45)
+    bone = bone + canvas.paint(fore_bone, 0.004) * u(0.4, 0.8)
     return 2.6 * (np.maximum(soft, 0) + limb) + 0.9 * bone, body, t.place(t.points)

@@ -1,4 +1,4 @@
-"""From drawn anatomy to a film: rasterising shapes, Beer-Lambert exposure, scatter, noise, and what surrounds a radiograph (collimator, markers, plate).
+"""From drawn anatomy to a film: shapes to pixels, Beer-Lambert exposure, scatter, noise, collimator, markers, plate.
 
 Shapes are polygons [n, 2] in units of the image's side, x right, y down, so that one anatomy can be rasterised at any number of pixels.
 Only the photon noise is drawn per pixel; it has a random stream of its own.
@@ -54,12 +54,12 @@ class Canvas:
         """Side units -> pixels with centres at integers, float32."""
         return (np.asarray(points) * self.size_px - 0.5).astype(np.float32)
 
-    def _fill(self, shapes) -> np.ndarray:
+    def _fill(self, shapes, margin_px: int = 0) -> np.ndarray:
         fine = self.size_px * OVERSAMPLE
-        layer = np.zeros((fine, fine), np.uint8)
+        layer = np.zeros((fine + 2 * margin_px, fine + 2 * margin_px), np.uint8)
         for polygons, value in shapes:
             polygons = np.asarray(polygons)
-            corners = np.round((polygons * fine - 0.5) * (1 << SHIFT)).astype(np.int32)
+            corners = np.round((polygons * fine - 0.5 + margin_px) * (1 << SHIFT)).astype(np.int32)
             for corner in corners.reshape(-1, *polygons.shape[-2:]):  # one by one: a joint call would fill overlaps by the even-odd rule
                 cv2.fillPoly(layer, [corner], round(255 * value), cv2.LINE_AA, SHIFT)
         return layer
@@ -73,8 +73,10 @@ class Canvas:
 
     def solid(self, polygon, rounding: float, blur: float = 0.0) -> np.ndarray:
         """Thickness 0..1 of a body with this outline that rounds off over `rounding` from its border, as a projected organ does."""
-        mask = self._fill([(polygon, 1.0)])
-        depth = cv2.distanceTransform((mask > 127).astype(np.uint8), cv2.DIST_L2, 3) / (rounding * self.size_px * OVERSAMPLE)
+        reach = rounding * self.size_px * OVERSAMPLE
+        margin = int(np.ceil(reach))  # a border just outside the frame thins what is inside
+        mask = self._fill([(polygon, 1.0)], margin)
+        depth = cv2.distanceTransform((mask > 127).astype(np.uint8), cv2.DIST_L2, 3)[margin:-margin, margin:-margin] / reach
         depth = 1 - np.minimum(depth, 1)
         return self.blur(self._reduce(np.sqrt(1 - depth * depth)), blur)
 
@@ -95,7 +97,7 @@ class Film:
 
     kilovoltage: float  # scales all attenuation: hard beams flatten contrast
     scatter: float  # share of the signal that is scattered
-    photons: float  # per pixel behind no patient
+    photons: float  # behind no patient, per pixel of a film of 128 px: smaller pixels catch fewer
     focus: float  # blur of focal spot and detector, units of the side
     window: tuple[float, float]  # percentiles of the patient's density mapped to black and white
     lift: float  # share of the window added below black
@@ -107,16 +109,22 @@ def random_film(rng, style: str) -> Film:
     """Exposure settings of a `style`: the textbook varies widely, the clinic has one harder-working machine."""
     u = rng.uniform
     if style == "textbook":
-        return Film(u(0.8, 1.2), u(0.03, 0.2), np.exp(u(np.log(900), np.log(12000))), u(0.002, 0.0055), (u(0.5, 5), u(98.5, 99.9)), u(0, 0.35), u(0.75, 1.3), u(0, 2))
-    return Film(u(0.9, 1.2), u(0.12, 0.28), np.exp(u(np.log(1500), np.log(6000))), u(0.0035, 0.006), (u(0.5, 3), u(99, 99.9)), u(0.05, 0.2), u(1.0, 1.35), u(1.8, 3.4))
+        return Film(
+            kilovoltage=u(0.8, 1.2), scatter=u(0.03, 0.2), photons=np.exp(u(np.log(900), np.log(12000))), focus=u(0.002, 0.0055),
+            window=(u(0.5, 5), u(98.5, 99.9)), lift=u(0, 0.35), gamma=u(0.75, 1.3), contrast=u(0, 2),
+        )  # fmt: skip
+    return Film(
+        kilovoltage=u(0.9, 1.2), scatter=u(0.12, 0.28), photons=np.exp(u(np.log(1500), np.log(6000))), focus=u(0.0035, 0.006),
+        window=(u(0.5, 3), u(99, 99.9)), lift=u(0.05, 0.2), gamma=u(1.0, 1.35), contrast=u(1.8, 3.4),
+    )  # fmt: skip
 
 
 def develop(canvas: Canvas, attenuation, inside, film: Film, noise) -> np.ndarray:
-    """Film density 0..1 [S, S] of an attenuation map (Beer-Lambert); dense tissue is bright. `inside` masks the patient, `noise` is the photon stream."""
+    """Film density 0..1 [S, S] of an attenuation map (Beer-Lambert), dense tissue bright. `inside` masks the patient."""
     light = np.exp(-attenuation * film.kilovoltage)
     light = (1 - film.scatter) * light + film.scatter * canvas.blur(light, 0.06)
     grain = noise.standard_normal(light.shape, dtype=np.float32)
-    light = np.maximum(light + grain * np.sqrt(light / film.photons), 2e-3)
+    light = np.maximum(light + grain * np.sqrt(light / film.photons) * (canvas.size_px / 128), 2e-3)
     density = -np.log(canvas.blur(light, film.focus))
     step = max(1, canvas.size_px // 64)
     patient = density[::step, ::step][inside[::step, ::step] > 0.05]
@@ -140,14 +148,15 @@ def _text(canvas: Canvas, grey, text: str, at, height: float, value: float) -> n
 
 
 def surround(canvas: Canvas, grey, keep, style: str, rng, letters: str = "LR") -> np.ndarray:
-    """Collimation, side marker and, in the clinic, the scanner's mask and burnt-in plate. The collimator leaves `keep` = (x0, y0, x1, y1) open."""
+    """Collimator, side marker and, in the clinic, round mask and burnt-in plate. `keep` = (x0, y0, x1, y1) stays inside the collimator."""
     u = rng.uniform
     x0, y0, x1, y1 = keep
     clinic = style == "clinic"
     turn, level, shown = np.deg2rad(u(-1.7, 1.7)), u(0, 0.05), rng.random() < (0.9 if clinic else 0.5)
     left, right, top, bottom = (min(u(0.0, 0.07), room) for room in (x0 - 0.03, 0.97 - x1, y0 - 0.03, 0.97 - y1))
     letter, corner, height, bright = letters[int(rng.integers(len(letters)))], int(rng.integers(4)), u(0.055, 0.095), u(0.85, 1.0)
-    inset, marked, plate_left, number = u(0.02, 0.08), rng.random() < (0.9 if clinic else 0.6), rng.random() < 0.5, int(rng.integers(1000, 9999))
+    inset, marked, plate_left = u(0.02, 0.08), rng.random() < (0.9 if clinic else 0.6), rng.random() < 0.5
+    number = int(rng.integers(1000, 9999))
     if shown:
         dx, dy = canvas.x - 0.5, canvas.y - 0.5
         xr, yr = dx * np.cos(turn) + dy * np.sin(turn) + 0.5, dy * np.cos(turn) - dx * np.sin(turn) + 0.5

@@ -12,11 +12,14 @@ import numpy as np
 
 from vhs.phantom_film import Canvas, disc, smooth, tube
 
-BORDER = np.array([[0.0, 0.2], [0.0, 0.42], [0.07, 0.62], [0.18, 0.78], [0.36, 0.9], [0.55, 0.97], [0.74, 1.02], [0.9, 1.03], [1.0, 0.98]])  # height, half width
+# Inner border of the rib cage: height below the lung's apex, half width.
+BORDER = np.array([[0.0, 0.2], [0.0, 0.42], [0.07, 0.62], [0.18, 0.78], [0.36, 0.9], [0.55, 0.97], [0.74, 1.02], [0.9, 1.03], [1.0, 0.98]])
+# Outline of the heart: x from the right to the left border, y from the great vessels to the apex.
 HEART = np.array([
-    [-0.3, -0.05], [-0.5, 0.08], [-0.82, 0.28], [-1.02, 0.52], [-1.0, 0.76], [-0.7, 1.02], [-0.1, 1.12], [0.5, 1.1], [0.92, 1.0], [1.06, 0.82],
-    [0.9, 0.6], [0.6, 0.34], [0.42, 0.16], [0.3, -0.05],
-])  # x from the right to the left border, y from the great vessels to the apex
+    [-0.3, -0.05], [-0.5, 0.08], [-0.82, 0.28], [-1.02, 0.52], [-1.0, 0.76], [-0.7, 1.02], [-0.1, 1.12],
+    [0.5, 1.1], [0.92, 1.0], [1.06, 0.82], [0.9, 0.6], [0.6, 0.34], [0.42, 0.16], [0.3, -0.05],
+])  # fmt: skip
+BLOCK = ((-0.11, 0), (0.11, 0), (0.1, 0.037), (0.11, 0.074), (-0.11, 0.074), (-0.1, 0.037))  # one vertebra
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,8 @@ class Habitus:
 
 
 HABITUS = {
-    "textbook": Habitus(width=(0.68, 0.84), height=(0.56, 0.74), apex=(0.07, 0.16), dome=(0.09, 0.17), fat=(0.03, 0.08), rib=(0.009, 0.014)),
-    "clinic": Habitus(width=(0.62, 0.78), height=(0.46, 0.6), apex=(0.1, 0.2), dome=(0.08, 0.14), fat=(0.06, 0.13), rib=(0.011, 0.017)),
+    "textbook": Habitus((0.68, 0.84), (0.56, 0.74), apex=(0.07, 0.16), dome=(0.09, 0.17), fat=(0.03, 0.08), rib=(0.009, 0.014)),
+    "clinic": Habitus((0.62, 0.78), (0.46, 0.6), apex=(0.1, 0.2), dome=(0.08, 0.14), fat=(0.06, 0.13), rib=(0.011, 0.017)),
 }
 
 
@@ -155,14 +158,15 @@ def _mediastinum(rng, c: Chest) -> list:
 def _torso(rng, c: Chest) -> np.ndarray:
     """Skin: neck, shoulders with the arms turned out, flanks."""
     u = rng.uniform
-    right = []
+    halves = []
     for side in (-1, 1):
         flank = 1.03 + u(*c.habitus.fat) / c.half
-        right.append(np.array([
+        halves.append(np.array([
             [u(0.2, 0.28), -0.6], [u(0.22, 0.32), -0.12], [u(0.6, 0.8), u(-0.14, -0.04)], [u(1.2, 1.5), u(-0.08, 0.06)], [2.4, u(0.2, 0.6)],
-            [2.4, u(0.7, 1.2)], [u(1.12, 1.3) * flank, u(0.4, 0.6)], [flank, u(0.6, 0.75)], [flank * u(0.96, 1.0), 1.0], [flank * u(0.92, 1.1), 2.0],
+            [2.4, u(0.7, 1.2)], [u(1.12, 1.3) * flank, u(0.4, 0.6)], [flank, u(0.6, 0.75)], [flank * u(0.96, 1.0), 1.0],
+            [flank * u(0.92, 1.1), 2.0],
         ]) * [side, 1])  # fmt: skip
-    return c.place(smooth(np.concatenate([right[0], right[1][::-1]]), 3))
+    return c.place(smooth(np.concatenate([halves[0], halves[1][::-1]]), 3))
 
 
 def attenuation(canvas: Canvas, rng, index: float, style: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -175,7 +179,8 @@ def attenuation(canvas: Canvas, rng, index: float, style: str) -> tuple[np.ndarr
     heart = canvas.solid(c.heart, 0.32 * width, u(0.005, 0.01)) * u(0.42, 0.6)
     mediastinum = canvas.paint(_mediastinum(rng, c), 0.009) * u(0.4, 0.55)
     vessels = canvas.paint(_vessels(rng, c), 0.003) * u(0.08, 0.18)
-    airway = canvas.paint([(tube(c.place([[u(-0.03, 0.03), -0.4], [0.0, 0.1], [-0.03, 0.36]]), u(0.016, 0.024)), 1.0)], 0.006) * u(0.08, 0.16)
+    trachea = tube(c.place([[u(-0.03, 0.03), -0.4], [0.0, 0.1], [-0.03, 0.36]]), u(0.016, 0.024))
+    airway = canvas.paint([(trachea, 1.0)], 0.006) * u(0.08, 0.16)
     texture = canvas.texture(rng, 60) * u(0.01, 0.03) + canvas.texture(rng, 12) * u(0.01, 0.04)
     filled = np.minimum(np.maximum(heart, mediastinum) + vessels, lung)
     bubble = (disc(c.place([u(0.3, 0.6), 1 + u(0.02, 0.14)]), [u(0.03, 0.08), u(0.02, 0.05)]), u(0.2, 1.0) * (rng.random() < 0.6))
@@ -185,7 +190,7 @@ def attenuation(canvas: Canvas, rng, index: float, style: str) -> tuple[np.ndarr
     soft = body * (1 + texture) - lung * (1 + 0.6 * texture) + filled - abdomen - np.minimum(airway, 0.5 * body) + breasts * body
     back, front = _ribs(rng, c)
     level = np.arange(-0.2, 1.5, 0.092)
-    blocks = np.stack([np.stack([np.full_like(level, x), level + y], -1) for x, y in ((-0.11, 0), (0.11, 0), (0.1, 0.037), (0.11, 0.074), (-0.11, 0.074), (-0.1, 0.037))], 1)
+    blocks = np.stack([np.stack([np.full_like(level, x), level + y], -1) for x, y in BLOCK], 1)
     bone = canvas.paint([(c.place(blocks), 1.0)], 0.003) * u(0.08, 0.2) + canvas.paint([(back, 1.0)], 0.003) * u(0.14, 0.3)
     bone = bone + canvas.paint([(front, 1.0)], 0.004) * u(0.07, 0.18) + canvas.paint(_shoulders(rng, c), 0.004) * u(0.25, 0.5)
     return 2.6 * np.maximum(soft, 0) + 0.9 * bone * (body > 0.02), body, c.points
