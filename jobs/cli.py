@@ -1,0 +1,262 @@
+"""The command line. Nothing heavy is imported until a command needs it: `vhs --help` answers without torch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.console import Console
+from rich.table import Table as Grid
+
+from jobs import world
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False,
+                  help="Does generating radiographs help when few are labelled? Fine-tune, generate, measure, train, compare: one config, one answer with an interval.\n\n"
+                       "Start with **vhs run demo**. Research use, not for diagnosis.")
+console = Console(stderr=True)
+
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run.")]
+Overrides = Annotated[Optional[list[str]], typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, dotted: classifier.epochs=20")]
+
+
+@app.command()
+def run(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of one that comes with vhs: demo, ctr, debug/demo, debug/ctr.")],
+    overrides: Overrides = None,
+    out: Annotated[Optional[str], typer.Option(help="The run's folder; default runs/CONFIG. The same folder again resumes.")] = None,
+    on: Annotated[str, typer.Option(help="Where units run. In this version: local.")] = "local",
+    reuse: Annotated[Optional[str], typer.Option(help="Another run whose finished units are taken over where they are the same work.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the config, say what would be done, do nothing.")] = False,
+):
+    """Run the whole pipeline, or go on with it: the same command again resumes.
+
+    Example: vhs run ctr data=my/radiographs --out runs/mine
+    """
+    from jobs import config as configuration
+    from jobs import plan
+
+    settings = configuration.load(config, overrides or [])
+    if on != "local":
+        raise configuration.ConfigError(f"--on {on}: this version runs on local")
+    out = out or f"runs/{settings.name}"
+    if dry_run:
+        return _dry_run(settings, out)
+    world.set_environment(settings.threads)
+    if reuse:
+        plan.read_plan(reuse)
+    opened = plan.start(settings, out)
+    _drive(opened, reuse=reuse)
+    _verdict(opened)
+
+
+@app.command()
+def stage(name: Annotated[str, typer.Argument(help="ingest, split, labeller, priors, dreambooth, generate, label, train, evaluate or report.")], run: RunArgument):
+    """Bring a run up to and including one stage."""
+    from jobs import config as configuration
+    from jobs import plan
+    from jobs.stages import BY_NAME
+
+    if name not in BY_NAME:
+        raise configuration.ConfigError(f"no stage {name!r}; they are, in order, {', '.join(BY_NAME)}")
+    opened = plan.reopen(run)
+    world.set_environment(opened.config.threads)
+    _drive(opened, only=name)
+
+
+@app.command()
+def status(run: RunArgument):
+    """What is done, running, failed and left."""
+    from jobs import plan
+    from jobs.status import generation
+    from jobs.status import status as of
+
+    opened = plan.reopen(run)
+    grid = Grid("stage", "units done", "running", "failed", title=f"{opened.config.name}  {run}")
+    for row in of(opened):
+        running = ", ".join(f"{path} {beat['step']}/{beat['total']}" if "step" in beat else path for path, beat in row.running)
+        grid.add_row(row.name, "" if row.total is None else f"{row.done} of {row.total}", running, ", ".join(row.failed))
+    Console().print(grid)
+    for scope, counts in generation(opened).items():
+        Console().print(f"generated for {scope}: {counts['accepted']} of {counts['produced']} accepted ({counts['accepted'] / max(1, counts['produced']):.0%}), "
+                        + ", ".join(f"{counts.get(name, 0)} of {opened.config.generation.quota} {name}" for name in ("small", "normal", "large")))
+
+
+@app.command()
+def report(run: RunArgument):
+    """Bring a run's report up to date and say where it is."""
+    from jobs import plan
+
+    opened = plan.reopen(run)
+    world.set_environment(opened.config.threads)
+    _drive(opened)
+    _verdict(opened)
+
+
+@app.command()
+def verify(url: Annotated[str, typer.Argument(metavar="RUN|DATASET", help="A run, or any folder of shards.")],
+           full: Annotated[bool, typer.Option("--full", help="Read every byte and compare every sha256.")] = False):
+    """Is everything that was committed still there, once, and whole?"""
+    from jobs.inspect import verify_all
+
+    shards, samples, findings = verify_all(url, full)
+    for finding in findings:
+        console.print(f"[{'red' if finding.error else 'yellow'}]{finding.path}[/]: {finding.what}. To do: {finding.to_do}")
+    console.print(f"{shards} shards, {samples} samples, {sum(f.error for f in findings)} errors, {sum(not f.error for f in findings)} remarks")
+    raise typer.Exit(1 if any(finding.error for finding in findings) else 0)
+
+
+@app.command()
+def regenerate(run: RunArgument, key: Annotated[str, typer.Argument(help="Key of a generated image (16 hex digits; see the sidecars).")]):
+    """Draw one generated image again, its whole batch with it, and compare with what is stored."""
+    from jobs.inspect import regenerate as again
+    from jobs.plan import reopen
+
+    world.set_environment(reopen(run).config.threads)
+    found = again(run, key)
+    console.print(f"{key} is image {found['number']} of {found['shard']}")
+    if found["equal"]:
+        console.print("[green]the same bytes[/]")
+    else:
+        differs = ", ".join(f"{name} {then} -> {now}" for name, (then, now) in found["numerics"].items()) or "nothing that is recorded"
+        console.print(f"[yellow]other bytes[/], mean difference {found['difference']:.3f} grey levels; numerics that differ: {differs}")
+    raise typer.Exit(0 if found["equal"] or (found["numerics"] and found["difference"] <= 1) else 1)
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="canine_lateral or human_frontal (the labeller that comes with vhs), a labeller's folder, or a run.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="PNG, JPEG, TIFF or DICOM.")],
+    out: Annotated[Path, typer.Option(help="The table to write.")] = Path("predictions.csv"),
+    overlay: Annotated[Optional[Path], typer.Option(help="A folder for pictures of the measurements.")] = None,
+):
+    """Measure radiographs: key points, VHS or CTR, class, spread. Research use, not for diagnosis."""
+    world.set_environment(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    from jobs import predict as prediction
+
+    labeller = prediction.open_labeller(model)
+    found = prediction.predict(labeller, files)
+    out.write_text(prediction.as_csv(found, labeller.view))
+    if overlay:
+        prediction.write_overlays(found, labeller.view, overlay)
+    for item in found:
+        console.print(f"{Path(item.file).name}: " + (f"{labeller.view.index} {item.index:.2f} +- {item.spread:.2f} {item.label}" if item.points is not None else "")
+                      + (f" [yellow]{item.note}[/]" if item.note else ""))
+    console.print(f"{out}" + (f", pictures in {overlay}" if overlay else ""))
+    raise typer.Exit(0 if any(item.points is not None for item in found) else 1)
+
+
+@app.command()
+def phantom(
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write.")],
+    view: Annotated[str, typer.Option(help="canine_lateral or human_frontal.")] = "canine_lateral",
+    style: Annotated[str, typer.Option(help="textbook or clinic.")] = "clinic",
+    count: Annotated[int, typer.Option(min=1)] = 100,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    size_px: Annotated[int, typer.Option("--size", min=64, help="Pixels a side.")] = 256,
+):
+    """Draw radiographs with exact key points into DIR/images and DIR/labels.csv; `vhs run ... data=DIR` takes them."""
+    from jobs import phantoms
+    from jobs.config import ConfigError
+    from vhs.measure import VIEWS
+
+    if view not in VIEWS or style not in ("textbook", "clinic"):
+        raise ConfigError(f"--view {view} --style {style}: views are {', '.join(VIEWS)}; styles are textbook, clinic")
+    counts = phantoms.write(out, view, style, count, seed, size_px, (1 / 3, 1 / 3, 1 / 3))
+    console.print(f"{count} phantoms in {out}: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
+
+
+@app.command()
+def ingest(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A folder with a CSV or class folders, or a CSV.")],
+    out: Annotated[str, typer.Option(help="The run's folder.")],
+    view: Annotated[str, typer.Option(help="canine_lateral or human_frontal.")],
+    resolution: Annotated[int, typer.Option(help="Pixels a side of the stored images.")] = 512,
+):
+    """Only read a data folder into shards: what is used, what is rejected and why. A full run does this by itself."""
+    from jobs import plan
+    from jobs.config import Config
+
+    opened = plan.start(Config(name="ingest", view=view, data=data, resolution=resolution), out)
+    _drive(opened, only="ingest")
+    for marker in (opened.marker(path) for path in opened.committed("ingest")):
+        console.print(f"{marker.facts['images']} images: " + ", ".join(f"{n} {name}" for name, n in marker.facts["classes"].items()))
+        for reject in marker.facts["rejects"]:
+            console.print(f"[yellow]rejected[/] {reject['file']}: {reject['reason']}")
+
+
+@app.command()
+def pretrain(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="configs/base.yaml, or one like it.")],
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="The diffusers folder to write.")] = Path("runs/base"),
+    init: Annotated[Optional[str], typer.Option(help="packaged, or a diffusers folder to continue from.")] = None,
+):
+    """Train the small embedded base model on drawn radiographs (hours; the same command resumes)."""
+    world.set_environment(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    from jobs import pretrain as pretraining
+
+    pretraining.pretrain(config, out, init, overrides or [])
+    console.print(f"base model in {out}")
+
+
+def _drive(opened, **options):
+    from jobs.display import Display
+    from jobs.drive import drive
+
+    with Display(console) as display:
+        drive(opened, show=display, **options)
+
+
+def _dry_run(settings, out: str):
+    from jobs import drive, plan
+    from shards.storage import open_storage
+
+    console.print(f"{settings.name}: {settings.view} at {settings.resolution} px, arms {', '.join(settings.arms)}, seeds {', '.join(map(str, settings.seeds))}, "
+                  f"{settings.split.folds or 'no'} folds -> {out}")
+    if open_storage(out).exists("plan.json"):
+        plan.check(settings, out)
+        left = drive.frontier(plan.Run(out, settings))
+        console.print(f"would go on with {left[0]}: {len(left[1])} units" if left else "complete: nothing would be done")
+    else:
+        console.print("a new run: would begin with ingest")
+
+
+def _verdict(opened):
+    """The arms with their intervals, the answer, and where the page is."""
+    import json
+
+    storage = opened.storage
+    summary = json.loads(storage.read("report/summary.json"))
+    grid = Grid("arm", "test accuracy", "95% interval", *(["cross-validated"] if opened.config.split.folds else []))
+    for arm, figures in summary["arms"].items():
+        test, cv = figures["test"], figures["cv"]
+        row = [arm, f"{test['accuracy']:.1%}", "{:.1%} to {:.1%}".format(*test["ci95"])]
+        grid.add_row(*row, *([f"{cv['accuracy']:.1%} ({cv['ci95'][0]:.1%} to {cv['ci95'][1]:.1%})"] if cv else []))
+    out = Console()
+    out.print(grid)
+    from vhs.metrics import verdict
+
+    out.print(verdict(summary["paired"]))
+    out.print(f"report: {storage.local('report/index.html')}", soft_wrap=True)
+
+
+def main():
+    """Entry point: an error of the user's is a sentence, not a traceback."""
+    from jobs.config import ConfigError
+    from jobs.drive import Failed
+    from jobs.plan import PlanError
+    from vhs.sources import SourceError
+
+    try:
+        app()
+    except (ConfigError, PlanError, SourceError, Failed, ValueError, KeyError, RuntimeError, FileNotFoundError) as error:
+        if os.environ.get("VHS_TRACEBACK"):
+            raise
+        console.print(f"[red]error[/] {error.args[0] if isinstance(error, KeyError) else error}", soft_wrap=True, highlight=False)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

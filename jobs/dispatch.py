@@ -1,0 +1,74 @@
+"""Units in, outcomes out: where attempts run. Here: this process, or several processes of this machine."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import traceback
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+
+from jobs import world
+from jobs.attempt import Watch, attempt
+from jobs.config import Config
+from jobs.unit import Unit
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt ended. `state`: done | busy (somebody else is at work on it) | failed (`error` is the traceback)."""
+
+    unit: Unit
+    state: str
+    error: str = ""
+
+
+class Local:
+    """Attempts on this machine: one after the other in this process, or `execution.workers` side by side, each a process that keeps its models loaded."""
+
+    def __init__(self, config: Config):
+        self._pool = None
+        if config.execution.workers > 1:
+            spawn = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(config.execution.workers, mp_context=spawn, initializer=_worker, initargs=(config.threads, os.getpid()))
+
+    def __enter__(self) -> Local:
+        return self
+
+    def __exit__(self, *_):
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
+
+    def run(self, url: str, config: Config, units: list[Unit], watch: Watch) -> Iterator[Outcome]:
+        """Attempt every unit; outcomes as they come. A worker that dies (out of memory, killed) raises: the same command resumes."""
+        if not self._pool or len(units) == 1:
+            for unit in units:
+                yield _outcome(url, config, unit, watch)
+            return
+        futures = [self._pool.submit(_outcome, url, config, unit) for unit in units]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BrokenProcessPool:
+            raise RuntimeError("a worker process died (killed, or out of memory): nothing is lost, the same command goes on where it stopped") from None
+
+
+def _outcome(url: str, config: Config, unit: Unit, watch: Watch | None = None) -> Outcome:
+    try:
+        return Outcome(unit, attempt(url, config, unit, watch))
+    except Exception:
+        return Outcome(unit, "failed", traceback.format_exc())
+
+
+def _worker(threads: int, parent: int):
+    """A worker ends with the process that started it, however that ends."""
+    world.set_environment(threads)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and decides
+    if hasattr(ctypes.CDLL(None), "prctl"):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            os._exit(1)

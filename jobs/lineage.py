@@ -1,0 +1,62 @@
+"""Who saw whom: the rows a scope may train on, and the guard that refuses a generated image with a leak behind it.
+
+A generated image carries the generator it came from and the labeller that measured it; both recorded the patients they were trained on. If one of
+those patients is held out in the scope that wants to train on the image, the image would carry the held-out patient into training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from vhs import split
+
+
+class LeakError(Exception):
+    """A generated image that may not be trained on: names the image, what it came through, and the patient."""
+
+
+@dataclass(frozen=True)
+class ScopeRows:
+    """The real images of one scope. `held_out_patients` are those of every image that the scope may not learn from, the test part included."""
+
+    training: pd.DataFrame
+    inner: pd.DataFrame
+    held_out: pd.DataFrame
+    held_out_patients: frozenset[str]
+
+
+def split_rows(inputs) -> ScopeRows:
+    """The rows of the unit's `real` input by what its scope does with them, `patient` as the split knows it."""
+    splits, scope = inputs.table("splits"), inputs.params["scope"]
+    real = inputs.samples("real").drop(columns="patient").merge(splits[["key", "patient"]], on="key", validate="one_to_one")
+
+    def rows(keys: list[str]) -> pd.DataFrame:
+        return real[real.key.isin(keys)].sort_values("key").reset_index(drop=True)
+
+    held_out = rows(split.held_out(splits, scope))
+    forbidden = set(held_out.patient) | set(splits.patient[splits.part == "test"])
+    return ScopeRows(rows(split.training(splits, scope)), rows(split.inner(splits, scope)), held_out, frozenset(forbidden))
+
+
+def seen(rows: pd.DataFrame) -> dict[str, list[str]]:
+    """What a generator or labeller trained on `rows` records of them."""
+    return {"keys_seen": sorted(rows.key), "patients_seen": sorted(set(rows.patient))}
+
+
+def guard(generated: pd.DataFrame, records: dict[str, dict], held_out_patients: frozenset[str]) -> None:
+    """LeakError unless every row of `generated` (key, generator, labeller: marker paths) has a lineage free of the held-out patients.
+
+    `records`: marker path -> facts with `patients_seen`.
+    """
+    for role in ("generator", "labeller"):
+        for maker, keys in generated.groupby(role, dropna=False).key:
+            facts = records.get(maker, {}) if isinstance(maker, str) else {}
+            if "patients_seen" not in facts:
+                raise LeakError(f"generated image {keys.iloc[0]} (and {len(keys) - 1} more) has no lineage: nothing is recorded of its {role} {maker!r}. "
+                                f"Only images whose {role} declares the patients it was trained on can be used beside held-out images")
+            leaked = sorted(held_out_patients & set(facts["patients_seen"]))
+            if leaked:
+                raise LeakError(f"generated image {keys.iloc[0]} (and {len(keys) - 1} more) leaks: its {role} {maker} was trained on held-out "
+                                f"patient {leaked[0]} (and {len(leaked) - 1} more). Generate and label again with a {role} of this scope")

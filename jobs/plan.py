@@ -1,0 +1,152 @@
+"""A run: its folder, its frozen plan, and what is committed in it.
+
+plan.json freezes the science at the first start. A later start with other science is refused, naming the keys and the stages they would
+invalidate; execution settings may differ every time. Everything a run knows is in its folder: there is no other state.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import reduce
+from importlib.metadata import version
+
+from jobs.config import Config, changed
+from jobs.unit import Marker, Unit, read_marker
+from shards import crash
+from shards.storage import open_storage
+
+FORMAT = 1  # of a run folder
+
+
+class PlanError(Exception):
+    """This start does not fit the run that is there; the message says why and the way on."""
+
+
+class Run:
+    """An open run folder. `units` and `marker` remember what they read until `refresh()`; markers never change, so they are kept."""
+
+    def __init__(self, url: str, config: Config):
+        self.url, self.config, self.storage = str(url), config, open_storage(url)
+        self._markers: dict[str, Marker] = {}
+        self.refresh()
+
+    @property
+    def analysis(self) -> dict:
+        """What will be said, fixed before anything is trained."""
+        config = self.config
+        return {"primary_endpoint": "accuracy(mixed) - accuracy(real-matched) on the test split, paired by image, clustered by patient, 95% interval",
+                "arms": list(config.arms), "seeds": list(config.seeds), "folds": config.split.folds, "looks": 1}
+
+    def refresh(self):
+        """See what has been committed since: one listing."""
+        self.names = set(self.storage.list())
+        self._units: dict[str, list[Unit]] = {}
+
+    def units(self, stage: str) -> list[Unit]:
+        """The units of a stage that can be named now: its module says which, from what is committed."""
+        from jobs.stages import BY_NAME
+
+        if stage not in self._units:
+            self._units[stage] = BY_NAME[stage].units(self)
+        return self._units[stage]
+
+    def committed(self, stage: str, **params) -> list[str]:
+        """Markers of a stage's units, those with these parameters. Its units are all done: stages are asked in order."""
+        return [unit.marker for unit in self.units(stage) if all(unit.params.get(name) == value for name, value in params.items())]
+
+    def done(self, unit: Unit) -> bool:
+        return unit.marker in self.names
+
+    def marker(self, path: str) -> Marker:
+        if path not in self._markers:
+            self._markers[path] = read_marker(self.storage, path)
+        return self._markers[path]
+
+    def science(self, keys: tuple[str, ...]) -> dict:
+        """The settings named by `keys` ("section", "section.key" or a top-level value): what enters a unit's identity."""
+        science = self.config.science
+        return {key: reduce(dict.__getitem__, key.split("."), science) for key in keys}
+
+    def unit(self, stage: str, path: str, inputs: dict[str, list[str]], *, params: dict | None = None, ranks: int = 1) -> Unit:
+        """A unit of `stage` whose inputs are the committed markers at the given paths."""
+        from jobs.stages import BY_NAME
+
+        module = BY_NAME[stage]
+        hashed = {role: tuple((path, self.marker(path).sha256) for path in paths) for role, paths in inputs.items()}
+        return Unit(stage, path, module.KIND, self.science(module.SCIENCE), params or {}, hashed, ranks)
+
+    def freeze(self, path: str, value: Callable[[], object], window: str | None = None):
+        """The JSON value at `path`, computed by the first who asks and the same for everyone after."""
+        if not self.storage.exists(path):
+            self.storage.commit(path, json.dumps(value(), sort_keys=True, indent=1).encode(), crash_window=window)
+        self.names.add(path)
+        return json.loads(self.storage.read(path))
+
+
+def start(config: Config, out: str) -> Run:
+    """Open the run at `out`, freezing `config` as its plan if it is new. PlanError when the science differs from the frozen plan's."""
+    run = Run(out, config)
+    if "plan.json" not in run.names:
+        plan = {"format": FORMAT, "vhs": version("vhs"), "science": config.science, "analysis": run.analysis}
+        run.storage.commit("plan.json", json.dumps(plan, sort_keys=True, indent=1).encode(), crash_window="plan-before-commit")
+    check(config, out)
+    run.storage.put("state/execution.json", json.dumps(config.execution.model_dump(mode="json"), indent=1).encode())
+    return run
+
+
+def check(config: Config, out: str):
+    """PlanError if the run at `out` was planned with other science than `config`'s."""
+    keys = changed(read_plan(out)["science"], config.science)
+    if keys:
+        raise PlanError(_refusal(out, keys))
+
+
+def reopen(out: str) -> Run:
+    """The run at `out` with the plan and the execution settings it was last started with."""
+    plan, storage = read_plan(out), open_storage(out)
+    execution = json.loads(storage.read("state/execution.json")) if storage.exists("state/execution.json") else {}
+    try:
+        return Run(out, Config.model_validate({**plan["science"], "execution": execution}))
+    except ValueError as error:
+        raise PlanError(f"{out}: its plan does not fit this version of vhs ({version('vhs')}; planned with {plan['vhs']}): {error}") from None
+
+
+def read_plan(out: str) -> dict:
+    storage = open_storage(out)
+    if not storage.exists("plan.json"):
+        raise PlanError(f"{out} is not a run: it has no plan.json. Start one with: vhs run CONFIG --out {out}")
+    plan = json.loads(storage.read("plan.json"))
+    if plan["format"] != FORMAT:
+        raise PlanError(f"{out} has format {plan['format']}, this version of vhs reads {FORMAT}: finish it with vhs {plan['vhs']}")
+    return plan
+
+
+def invalidated(keys: list[str]) -> list[str]:
+    """Names of the stages whose units change when the science `keys` (dotted) do, in order."""
+    from jobs.stages import STAGES
+
+    names = []
+    for stage in STAGES:
+        reads = any(f"{a}.".startswith(f"{b}.") or f"{b}.".startswith(f"{a}.") for a in keys for b in stage.SCIENCE)
+        if reads or set(names) & set(stage.AFTER):
+            names.append(stage.NAME)
+    return names
+
+
+def _refusal(out: str, keys: list[str]) -> str:
+    stages = invalidated(keys)
+    return (f"{out} was planned with other science: {', '.join(keys)} differ{'s' if len(keys) == 1 else ''}. That would invalidate "
+            f"{', '.join(stages) or 'nothing but the plan'}. Run it beside, keeping what is still valid: --out NEW --reuse {out}")
+
+
+def adopt(run: Run, units: list[Unit], other: str) -> int:
+    """Copy from the run at `other` the products of those `units` it has finished, markers last. Same identity, same work. -> how many."""
+    source = open_storage(other)
+    finished = [unit for unit in units if source.exists(unit.marker)]
+    for unit in finished:
+        marker = read_marker(source, unit.marker)
+        names = [f"{marker.folder}/{name}" for name in marker.files] + ([f"{unit.path.rsplit('/', 1)[0]}/{marker.shard}"] if marker.shard else [])
+        for name in [*names, unit.marker]:
+            run.storage.commit(name, source.local(name))
+    return len(finished)

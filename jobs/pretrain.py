@@ -1,0 +1,182 @@
+"""`vhs pretrain`: trains the embedded base model from a configuration into a diffusers folder. Outside the run's chain; the same command again resumes.
+
+OUT is the model; OUT/training keeps the phantoms, one checkpoint a stage and the figures, and can be deleted afterwards. The stages `codec`
+and `denoiser` do not need each other: they may run as two processes on one OUT. `adapt` and `judge` come after both.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Sequence
+
+import cv2
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from jobs import config
+from vhs import checkpoint, diffusion, phantom, pretraining, prompts, sampling
+from vhs.diffusion import Components
+from vhs.measure import CLASSES, VIEWS
+from vhs.settings import DreamBooth, Generation, Pretraining
+
+log = logging.getLogger(__name__)
+HELD_OUT = 256  # phantoms a view that no stage trains on: the figures are measured on them
+PACKAGED = Path(pretraining.__file__).parent / "weights" / "base"
+_ADAPT_RATE = 0.2  # of the learning rate: the codec's latents hardly differ from the targets
+_SAVE_S = 180.0
+
+
+class Saving:
+    """A Progress that keeps the newest state in one file, written every few minutes and after the last step."""
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.saved_s, self.recent = file, time.monotonic(), {}
+
+    def resume(self) -> dict | None:
+        return checkpoint.load(self.file) if self.file.is_file() else None
+
+    def step(self, step: int, total: int, metrics: dict[str, float], capture) -> None:
+        for name, value in metrics.items():
+            self.recent.setdefault(name, []).append(value)
+        if step % 100 == 0 or step == total:
+            figures = " ".join(f"{name} {np.mean(values):.4f}" for name, values in self.recent.items())
+            log.info("%s %d/%d %s core_s %.0f", self.file.stem, step, total, figures, time.process_time())
+            self.recent = {}
+        if step == total or time.monotonic() - self.saved_s > _SAVE_S:
+            checkpoint.save(capture(), self.file)
+            self.saved_s = time.monotonic()
+
+
+def draw_phantoms(settings: Pretraining, out: Path, view: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 [N,S,S] and key points [N,K,2] of one view, drawn once and kept; the last HELD_OUT are not for training."""
+    file = out / "training" / f"{view}.npz"
+    if not file.is_file():
+        seeds = range(settings.first_phantom_seed, settings.first_phantom_seed + settings.phantoms_per_view + HELD_OUT)
+        images, points = phantom.draw_many(view, "textbook", seeds, settings.resolution_px)
+        aside = file.with_suffix(".writing.npz")
+        np.savez(aside, images=images, points=points)
+        aside.replace(file)
+    with np.load(file) as kept:
+        return kept["images"], kept["points"]
+
+
+def training_set(settings: Pretraining, out: Path) -> tuple[np.ndarray, list[tuple[str, str]], pretraining.PatchBasis]:
+    """Every view's training images, their (view, class), and the linear targets fitted on some hundred of them."""
+    drawn = {view: draw_phantoms(settings, out, view) for view in settings.views}
+    images = np.concatenate([images[:-HELD_OUT] for images, _ in drawn.values()])
+    names = [name for view, (_, points) in drawn.items() for name in pretraining.class_names(points[:-HELD_OUT], view)]
+    return images, names, pretraining.PatchBasis.fit(images[:: max(1, len(images) // 800)], 2 ** (len(settings.codec_channels) - 1))
+
+
+def assemble(settings: Pretraining, out: Path, init: str | None) -> Components:
+    """The model as far as its stages have come: fresh or `init` weights, with the averages of every checkpoint in OUT laid over them."""
+    fresh = pretraining.build(settings) if init is None else diffusion.load(PACKAGED if init == "packaged" else init)
+    for stage, names in (("codec", ("vae",)), ("denoiser", ("unet", "text_encoder")), ("adapt", ("unet", "text_encoder"))):
+        state = Saving(out / "training" / f"{stage}.pt").resume()
+        for name in names if state else ():
+            prefix = "" if stage == "codec" else f"{name}."
+            weights = {key.removeprefix(prefix): value for key, value in state["average"].items() if key.startswith(prefix)}
+            getattr(fresh, name).load_state_dict(weights)
+    return fresh
+
+
+def codec(settings: Pretraining, out: Path, init: str | None, accelerator: Accelerator) -> None:
+    """Stage 1: images to latents and back."""
+    components = assemble(settings, out, init).to(accelerator.device)
+    images, _, basis = training_set(settings, out)
+    pretraining.train_codec(components, images, basis, settings, accelerator, Saving(out / "training" / "codec.pt"))
+
+
+def denoiser(settings: Pretraining, out: Path, init: str | None, accelerator: Accelerator) -> None:
+    """Stage 2: UNet and text encoder on the linear targets, which are known before the codec is."""
+    components = assemble(settings, out, init).to(accelerator.device)
+    images, names, basis = training_set(settings, out)
+    targets = torch.cat([basis.encode(torch.from_numpy(part)[:, None] / 127.5 - 1) for part in np.array_split(images, max(1, len(images) // 256))])
+    saving = Saving(out / "training" / "denoiser.pt")
+    pretraining.train_denoiser(components, targets, names, settings, settings.steps, settings.learning_rate, accelerator, saving)
+
+
+def adapt(settings: Pretraining, out: Path, init: str | None, accelerator: Accelerator) -> None:
+    """Stage 3: the denoiser gets used to the latents the codec really gives."""
+    components = assemble(settings, out, init).to(accelerator.device)
+    images, names, _ = training_set(settings, out)
+    latents = pretraining.latents_of(components, images)
+    saving = Saving(out / "training" / "adapt.pt")
+    pretraining.train_denoiser(components, latents, names, settings, settings.adapt_steps, _ADAPT_RATE * settings.learning_rate, accelerator, saving)
+
+
+def judge(settings: Pretraining, out: Path, components: Components, images_per_class: int = 64, guidances: Sequence[float] = (1.0, 1.5, 2.0)) -> dict:
+    """What the base is worth, on held-out phantoms: codec PSNR, key-point error through the codec, class agreement of drawn images.
+
+    The latter two need the packaged labeller of the view and are left out without it. Sheets of what was drawn go to OUT/training.
+    """
+    figures: dict = {}
+    for view in settings.views:
+        images, points = (part[-HELD_OUT:] for part in draw_phantoms(settings, out, view))
+        decoded = pretraining.reconstruct(components, images)
+        figures[view] = {"psnr_db": pretraining.psnr_db(images, decoded)}
+        _sheet([images[:8], decoded[:8]], out / "training" / f"codec_{view}.png")
+        labeller = _packaged_labeller(view)
+        if labeller is not None:
+            index = VIEWS[view].measure(points)
+            for name, pictures in (("phantoms", images), ("reconstructions", decoded)):
+                measured = labeller.measure(pictures, [f"{name}{i}" for i in range(len(pictures))], passes=1)
+                figures[view][f"index_error_{name}"] = float(np.abs(measured.index - index).mean())
+        for guidance in guidances:
+            drawn = _draw(components, view, guidance, images_per_class, settings.resolution_px)
+            _sheet([row[:10] for row in drawn], out / "training" / f"drawn_{view}_{guidance}.png")
+            figures[view][f"guidance_{guidance}"] = {} if labeller is None else _agreement(labeller, view, drawn)
+    (out / "training" / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
+    return figures
+
+
+def _sheet(rows: list[np.ndarray], file: Path) -> None:
+    """Rows of uint8 images [n,S,S] as one picture, to look at."""
+    file.write_bytes(cv2.imencode(".png", np.concatenate([np.concatenate(list(row), axis=1) for row in rows]))[1].tobytes())
+
+
+def _packaged_labeller(view: str):
+    from vhs.labelling import Labeller
+
+    folder = PACKAGED.parent / "labeller" / view
+    return Labeller.load(folder) if folder.is_dir() else None
+
+
+def _draw(components: Components, view: str, guidance: float, images_per_class: int, size_px: int) -> list[np.ndarray]:
+    drawn, settings = [], Generation(guidance=guidance)
+    for class_name in CLASSES:
+        prompt, seeds = prompts.class_prompt(DreamBooth(), VIEWS[view], class_name), np.array_split(range(images_per_class), max(1, images_per_class // 16))
+        drawn.append(np.concatenate([sampling.sample(components, [prompt] * len(part), part.tolist(), size_px, settings) for part in seeds]))
+    return drawn
+
+
+def _agreement(labeller, view: str, drawn: list[np.ndarray]) -> dict:
+    index = [labeller.measure(images, [f"{i}-{j}" for j in range(len(images))], passes=1).index for i, images in enumerate(drawn)]
+    agree = [float((VIEWS[view].classify(values) == i).mean()) for i, values in enumerate(index)]
+    return {"class_agreement": float(np.mean(agree)), "by_class": agree, "mean_index": [float(values.mean()) for values in index]}
+
+
+def pretrain(config_file: str, out: Path, init: str | None = None, overrides: Sequence[str] = ()) -> dict:
+    """Trains every stage, writes the diffusers folder OUT in half precision and returns the figures.
+
+    init: None (fresh weights), "packaged", or a diffusers folder of the same architecture. Raises ConfigError when OUT was begun otherwise.
+    """
+    settings = config.read(str(config_file), list(overrides), Pretraining)
+    out = Path(out)
+    (out / "training").mkdir(parents=True, exist_ok=True)
+    begun, mine = out / "training" / "settings.json", {"init": init, **settings.model_dump(mode="json")}
+    theirs = json.loads(begun.read_text()) if begun.is_file() else mine
+    if keys := config.changed(theirs, mine):
+        raise config.ConfigError(f"{out} was begun with other values of {', '.join(keys)}: take another --out, or the same configuration to resume")
+    begun.write_text(json.dumps(mine, indent=2) + "\n")
+    torch.set_num_threads(1)
+    accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
+    for stage in (codec, denoiser, adapt):
+        stage(settings, out, init, accelerator)
+    components = assemble(settings, out, init)
+    diffusion.save(components, out)
+    return judge(settings, out, components)

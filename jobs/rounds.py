@@ -1,0 +1,44 @@
+"""The quota, in rounds: which units of generation a scope needs, as a pure function of what was labelled before.
+
+A round's list is frozen in rounds/<scope>/<number>.json by the first who computes it. The quota counts measured classes, so a round asks for more of
+every class still short of it, under that class's prompt; the plan bounds the rounds, and a quota not met by then is reported, not hidden.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from jobs.unit import Unit
+from vhs.measure import CLASSES
+
+
+def units(run, scope: str) -> list[Unit]:
+    """The units of every round of `scope` that can be listed now, in order."""
+    from jobs.stages import generate, label
+
+    settings, listed = run.config.generation, []
+    accepted, drawn = dict.fromkeys(CLASSES, 0), dict.fromkeys(CLASSES, 0)
+    for number in range(settings.max_rounds):
+        short = [name for name in CLASSES if accepted[name] < settings.quota]
+        if not short:
+            break
+        path = f"rounds/{scope}/{number:03d}.json"
+        content = run.freeze(path, lambda: {"units": {name: [drawn[name] + i for i in range(settings.round_units)] for name in short},
+                                            "accepted_before": accepted}, window="round-before-commit")
+        new = [generate.unit(run, scope, name, n) for name, numbers in content["units"].items() for n in numbers]
+        listed += new
+        labels = [label.unit(run, unit) for unit in new if run.done(unit)]
+        if len(labels) < len(new) or not all(map(run.done, labels)):
+            break  # this round is still at work
+        for done in labels:
+            drawn[done.params["class"]] += 1
+            for name, count in run.marker(done.marker).facts["accepted"].items():
+                accepted[name] += count
+    return listed
+
+
+def accepted(generated: pd.DataFrame, labels: pd.DataFrame, quota: int) -> pd.DataFrame:
+    """The generated images to train on: of every measured class the first `quota` accepted, by number, not by arrival."""
+    rows = generated.merge(labels, on="key", validate="one_to_one")
+    rows = rows[rows.accepted].assign(order=lambda table: table.prompted.map(CLASSES.index)).sort_values(["number", "order"], kind="stable")
+    return rows.groupby("label", sort=True).head(quota).drop(columns="order").reset_index(drop=True)

@@ -1,0 +1,39 @@
+"""dreambooth: the base model fine-tuned on a scope's training images, class images beside them (Ruiz et al. 2023).
+
+It records the keys and patients it saw: the leak guard (jobs/lineage.py) holds what it generates against them.
+"""
+
+from __future__ import annotations
+
+from jobs.unit import Files, Unit
+
+NAME, FOLDER, KIND, TORCH = "dreambooth", "generator", "json", True
+SCIENCE = ("view", "resolution", "threads", "base", "dreambooth")
+AFTER = ("ingest", "split", "priors")
+
+
+def units(run) -> list[Unit]:
+    from jobs import models
+    from vhs.split import scopes
+
+    inputs = {"real": run.committed("ingest"), "splits": run.committed("split"), "priors": run.committed("priors")}
+    base, ranks = models.fingerprint(models.base(run.config)), run.config.dreambooth.ranks
+    return [run.unit(NAME, f"{FOLDER}/{scope}", inputs, params={"scope": scope, "base": base}, ranks=ranks) for scope in scopes(run.config.split)]
+
+
+def work(config, inputs, output) -> Files:
+    from jobs import batches, lineage, models, world
+    from vhs import diffusion, dreambooth
+    from vhs.measure import CLASSES
+    from vhs.prompts import instance_prompt
+
+    settings, rows = config.dreambooth, lineage.split_rows(inputs).training
+    rows["prompt"] = [instance_prompt(settings, config.measure, CLASSES[row.label], row.source) for row in rows.itertuples()]
+    priors = inputs.samples("priors")
+    accelerator = world.accelerator(config.execution.device, settings.mixed_precision)
+    epochs = batches.Epochs(inputs.storage, rows, settings.batch, batches.shuffled(len(rows), settings.seed))
+    components = dreambooth.train(
+        diffusion.load(models.base(config)), epochs, (batches.load_images(inputs.storage, priors), priors.prompt.tolist()), settings,
+        steps_per_epoch=epochs.steps, accelerator=accelerator, progress=output.progress)
+    diffusion.save(components, output.folder)
+    return Files({"scope": inputs.params["scope"], **lineage.seen(rows)})

@@ -1,0 +1,71 @@
+"""evaluate: each arm's word on every held-out image of a scope, once. No augmentation, no choice of epoch: the last weights are the weights.
+
+The arm `measure` trains nothing: it is the labeller's index cut at the edges.
+"""
+
+from __future__ import annotations
+
+from jobs.unit import Table, Unit
+
+NAME, FOLDER, KIND, TORCH = "evaluate", "predictions", "parquet", True
+SCIENCE = ("view", "resolution", "threads", "edges", "high_is_large", "labeller.passes")
+AFTER = ("ingest", "split", "labeller", "train")
+
+
+def units(run) -> list[Unit]:
+    from vhs.split import scopes
+
+    real = {"real": run.committed("ingest"), "splits": run.committed("split")}
+    made = []
+    for scope in scopes(run.config.split):
+        if "measure" in run.config.arms:
+            made.append(run.unit(NAME, f"{FOLDER}/measure/{scope}", real | {"labeller": run.committed("labeller", scope=scope)}, params={"arm": "measure", "scope": scope}))
+        for trained in (unit for unit in run.units("train") if unit.params["scope"] == scope):
+            arm, seed = trained.params["arm"], trained.params["seed"]
+            made.append(run.unit(NAME, f"{FOLDER}/{arm}/{scope}/seed-{seed}", real | {"classifier": [trained.marker]}, params=trained.params, ranks=trained.ranks))
+    return made
+
+
+def work(config, inputs, output) -> Table:
+    import pyarrow as pa
+
+    from jobs import lineage
+    from vhs.metrics import NO_SEED
+
+    params, rows = inputs.params, lineage.split_rows(inputs).held_out
+    table = rows[["key", "patient", "source", "label", "index", "points", "origin"]].assign(arm=params["arm"], scope=params["scope"], seed=params.get("seed", NO_SEED))
+    answers = _measured(config, inputs, rows) if params["arm"] == "measure" else _classified(config, inputs, rows)
+    return Table(pa.Table.from_pandas(table.merge(answers, on="key", validate="one_to_one"), preserve_index=False))
+
+
+def _classified(config, inputs, rows):
+    import numpy as np
+    import pandas as pd
+
+    from jobs import batches, world
+    from vhs.measure import CLASSES
+    from vhs.networks import load_classifier
+    from vhs.training import predict
+
+    epochs = batches.Epochs(inputs.storage, rows, config.classifier.batch, lambda epoch: np.arange(len(rows)))
+    model, settings = load_classifier(inputs.folder("classifier"))
+    found = predict(model, epochs(0, 0), world.accelerator(config.execution.device), size_px=settings.size_px)
+    probability = found["probability"]
+    return pd.DataFrame({"key": found["key"], "predicted": probability.argmax(1), **{f"p_{name}": probability[:, i] for i, name in enumerate(CLASSES)}})
+
+
+def _measured(config, inputs, rows):
+    import numpy as np
+    import pandas as pd
+
+    from jobs import batches, world
+    from vhs.labelling import Labeller
+    from vhs.measure import CLASSES
+
+    labeller = Labeller.load(inputs.folder("labeller")).to(world.device(config.execution.device))
+    found = labeller.measure(batches.load_images(inputs.storage, rows), rows.key.tolist(), passes=config.labeller.passes)
+    index = np.nan_to_num(found.index, nan=0.0, posinf=np.finfo(np.float32).max)  # a degenerate measurement is an answer too, a wrong one
+    predicted = config.measure.classify(index)
+    certain = np.eye(len(CLASSES))[predicted]
+    return pd.DataFrame({"key": rows.key, "predicted": predicted, "measured": index, "spread": found.spread,
+                         "measured_points": list(found.points.reshape(len(rows), -1)), **{f"p_{name}": certain[:, i] for i, name in enumerate(CLASSES)}})

@@ -1,0 +1,42 @@
+"""labeller: the key-point network of a scope, fine-tuned on that scope's training images, its verdict thresholds fitted on them.
+
+It records the keys and patients it saw: the leak guard (jobs/lineage.py) holds generated images it labelled against them.
+"""
+
+from __future__ import annotations
+
+from jobs.unit import Files, Unit
+
+NAME, FOLDER, KIND, TORCH = "labeller", "labeller", "json", True
+SCIENCE = ("view", "resolution", "threads", "edges", "high_is_large", "labeller")
+AFTER = ("ingest", "split")
+
+
+def units(run) -> list[Unit]:
+    from jobs import models
+    from vhs.split import scopes
+
+    inputs, init = {"real": run.committed("ingest"), "splits": run.committed("split")}, models.fingerprint(models.labeller(run.config))
+    return [run.unit(NAME, f"{FOLDER}/{scope}", inputs, params={"scope": scope, "init": init}, ranks=run.config.labeller.ranks) for scope in scopes(run.config.split)]
+
+
+def work(config, inputs, output) -> Files:
+    from dataclasses import replace
+
+    from jobs import batches, lineage, models, world
+    from vhs.labelling import Labeller, fine_tune, fit_thresholds
+
+    settings, view, real = config.labeller, config.measure, lineage.split_rows(inputs)
+    pointed = real.training[real.training.points.notna()].reset_index(drop=True)
+    if settings.init == "scratch":
+        labeller = Labeller.scratch(view, settings)
+    else:
+        labeller = Labeller.load(models.labeller(config))
+    if settings.steps and len(pointed):
+        accelerator = world.accelerator(config.execution.device)
+        epochs = batches.Epochs(inputs.storage, pointed, settings.batch, batches.shuffled(len(pointed), settings.seed), points_at=config.resolution)
+        labeller = fine_tune(labeller, epochs, settings, steps_per_epoch=epochs.steps, accelerator=accelerator, progress=output.progress)
+    images = batches.load_images(inputs.storage, real.training)
+    measured = labeller.measure(images, real.training.key.tolist(), passes=settings.passes)
+    replace(labeller, thresholds=fit_thresholds(measured, settings.keep_quantile)).save(output.folder)
+    return Files({"scope": inputs.params["scope"], "fine_tuned_on": len(pointed) if settings.steps else 0, **lineage.seen(real.training)})

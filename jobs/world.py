@@ -1,0 +1,87 @@
+"""Ranks, devices, threads and the numerics they make: the only place that reads rank variables.
+
+One rank is one process. Launchers (torchrun, srun through later backends, the local one below) set RANK, LOCAL_RANK, WORLD_SIZE and the rendezvous;
+everything else in the project asks here.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable
+
+QUIET = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}  # idle OpenMP threads that spin slow a busy machine 5-fold
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", 0))
+
+
+def size() -> int:
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def set_environment(threads: int):
+    """Before torch is imported: threads of the numeric libraries. Inherited by every process started from here."""
+    os.environ.update(QUIET, OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads), OPENBLAS_NUM_THREADS=str(threads))
+    os.environ.update(TRANSFORMERS_VERBOSITY="error", DIFFUSERS_VERBOSITY="error", HF_HUB_DISABLE_PROGRESS_BARS="1")  # one display a run: ours
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with a fixed workspace
+
+
+def set_numerics(threads: int):
+    """Make torch repeat itself: thread count, deterministic algorithms, no autotuned kernels."""
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+
+
+def device(wanted: str):
+    """The torch device of this rank. `wanted`: auto | cpu | cuda."""
+    import torch
+
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError("execution.device = cuda, but torch sees no GPU here: use auto or cpu, or check CUDA_VISIBLE_DEVICES")
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+
+
+def numerics(threads: int, device) -> dict[str, str]:
+    """What bytes depend on: equal numerics, equal bytes. Recorded with every generated shard (contract 5)."""
+    import diffusers
+    import torch
+    import transformers
+
+    cpu = next((line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine())
+    return {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu, "capability": torch.backends.cpu.get_cpu_capability(),
+            "threads": str(threads), "torch": torch.__version__, "diffusers": diffusers.__version__, "transformers": transformers.__version__}
+
+
+def _cpuinfo() -> list[str]:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return list(lines)
+    except OSError:
+        return []
+
+
+def accelerator(wanted: str, mixed_precision: str = "no"):
+    """A fresh Accelerator for this rank: DDP over gloo on CPUs, NCCL on GPUs."""
+    from accelerate import Accelerator, InitProcessGroupKwargs
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=size() == 1)  # stages of one process differ in precision; the state is a process-wide singleton
+    cpu = device(wanted).type == "cpu"
+    group = [InitProcessGroupKwargs(backend="gloo" if cpu else "nccl")] if size() > 1 else []
+    return Accelerator(cpu=cpu, mixed_precision=mixed_precision, kwargs_handlers=group)
+
+
+def launch(ranks: int, function: Callable, *arguments):
+    """Run `function(*arguments)` in `ranks` processes of this machine that know each other; an error in one ends all and is raised here."""
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=ranks, run_id=str(os.getpid()), rdzv_backend="c10d", rdzv_endpoint="localhost:0",
+                          max_restarts=0, start_method="spawn", local_addr="localhost")
+    elastic_launch(config, function)(*arguments)
