@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from vhs.measure import CLASSES
+from vhs.settings import Split
+from vhs.split import counts, held_out, inner, make_split, patients_known, scopes, training
+
+
+def table(n: int, seed: int = 0, images_per_patient: int = 1, sources: int = 2, patients: bool = True) -> pd.DataFrame:
+    """n images, at least 12 patients a class."""
+    rng = np.random.default_rng(seed)
+    owner = np.arange(n) // images_per_patient
+    label = np.where(owner < 36, owner % 3, rng.choice(3, size=owner.max() + 1, p=(0.15, 0.41, 0.44))[owner])
+    return pd.DataFrame({
+        "key": [f"{i:016x}" for i in rng.permutation(n)], "patient": [f"dog {p}" for p in owner] if patients else None,
+        "source": [f"clinic {s}" for s in rng.integers(0, sources, size=owner.max() + 1)[owner]], "label": label,
+    })
+
+
+tables = st.builds(table, st.integers(120, 260), st.integers(0, 10**6), images_per_patient=st.integers(1, 3), sources=st.integers(1, 4))
+few = hypothesis_settings(max_examples=25, deadline=None)
+
+
+@few
+@given(tables, st.sampled_from([0, 2, 3, 5]), st.integers(0, 99))
+def test_every_key_once_and_no_patient_straddles(images, folds, seed):
+    chosen = Split(seed=seed, folds=folds)
+    splits = make_split(images, chosen)
+    assert sorted(splits.key) == sorted(images.key) and splits.key.is_unique
+    patient = splits.set_index("key").patient
+    for scope in scopes(chosen):
+        roles = [set(part(splits, scope)) for part in (training, inner, held_out)]
+        assert all(roles) and sum(map(len, roles)) == len(set.union(*roles))
+        owners = [set(patient[list(keys)]) for keys in roles]
+        assert sum(map(len, owners)) == len(set.union(*owners))
+        outside = set(images.key) - set.union(*roles)
+        assert outside == (set() if scope == "split" else set(held_out(splits, "split")))
+    if folds:
+        tested = sorted(key for k in range(folds) for key in held_out(splits, f"fold-{k}"))
+        assert tested == sorted(set(images.key) - set(held_out(splits, "split")))
+
+
+@few
+@given(st.integers(120, 300), st.integers(0, 10**6), st.sampled_from([2, 3, 5]))
+def test_one_image_a_patient_keeps_every_stratum_within_one(n, seed, folds):
+    splits = make_split(table(n, seed, sources=3), Split(seed=seed, folds=folds))
+    stratum = [splits.label, splits.source]
+    assert ((splits.part == "test").groupby(stratum).sum() - 0.25 * splits.groupby(["label", "source"]).size()).abs().max() < 1
+    train = splits[splits.part == "train"]
+    by_fold = train.pivot_table(index=["label", "source"], columns="fold", values="key", aggfunc="count", fill_value=0)
+    assert (by_fold.max(axis=1) - by_fold.min(axis=1)).max() <= 1
+    by_class = train.pivot_table(index="label", columns="fold", values="key", aggfunc="count", fill_value=0)
+    assert (by_class.max(axis=1) - by_class.min(axis=1)).max() <= 3  # three sources, each off by at most one
+
+
+def test_a_source_a_patient_does_not_empty_the_test_part():
+    images = table(120).assign(source=[f"clinic {i}" for i in range(120)])  # every stratum holds one image
+    test = make_split(images, Split()).query("part == 'test'")
+    want = 0.25 * images.label.value_counts().sort_index()
+    assert (test.label.value_counts().sort_index() - want).abs().max() <= 1
+
+
+@few
+@given(tables, st.integers(0, 10**6))
+def test_row_order_does_not_matter_and_the_seed_does(images, seed):
+    chosen = Split(folds=3)
+    splits = make_split(images, chosen)
+    pd.testing.assert_frame_equal(splits, make_split(images.sample(frac=1, random_state=seed), chosen))
+    assert not splits.equals(make_split(images, Split(folds=3, seed=chosen.seed + 1)))
+
+
+def test_inner_share_is_of_the_training_patients():
+    splits = make_split(table(400, images_per_patient=2), Split(folds=4, inner_fraction=0.2))
+    for scope in scopes(Split(folds=4)):
+        owner = splits.set_index("key").patient
+        chosen, rest = owner[inner(splits, scope)].nunique(), owner[training(splits, scope)].nunique()
+        assert chosen / (chosen + rest) == pytest.approx(0.2, abs=0.03)
+
+
+def test_a_patient_of_several_classes_stays_whole():
+    label = [(0, 0, 1, 2)[i % 4] if i < 40 else (i // 4) % 3 for i in range(120)]
+    images = table(120).assign(patient=[f"dog {i // 4}" for i in range(120)], label=label)
+    splits = make_split(images, Split())
+    assert splits.groupby("patient").part.nunique().max() == 1
+
+
+def test_a_given_split_is_kept():
+    images = table(150).assign(split=["train"] * 90 + ["valid"] * 30 + ["test"] * 30)
+    splits = make_split(images, Split(folds=2))
+    for name, keys in (("train", training(splits, "split")), ("valid", inner(splits, "split")), ("test", held_out(splits, "split"))):
+        assert sorted(keys) == sorted(images.key[images.split == name])
+    assert set(held_out(splits, "fold-0")) | set(held_out(splits, "fold-1")) == set(images.key[images.split != "test"])
+    assert "split" not in splits
+
+
+def test_unknown_patients_are_their_own():
+    splits = make_split(table(120, patients=False), Split())
+    assert splits.patient.equals(splits.key) and not patients_known(splits)
+    assert patients_known(make_split(table(120), Split()))
+    nameless = table(60, 1, patients=False).assign(source="nameless", key=[f"n{i}" for i in range(60)])
+    mixed = pd.concat([table(120).assign(source="named"), nameless])
+    assert not patients_known(make_split(mixed, Split()))
+
+
+def test_counts_add_up():
+    images = table(200)
+    splits = make_split(images, Split())
+    tally = counts(splits, "split")
+    assert list(tally.columns) == ["source", "class", "training", "inner", "held_out"] and set(tally["class"]) == set(CLASSES)
+    assert tally[["training", "inner", "held_out"]].to_numpy().sum() == 200 and tally.held_out.sum() == len(held_out(splits, "split"))
+
+
+def test_survives_parquet(tmp_path):
+    splits = make_split(table(120), Split(folds=2))
+    splits.to_parquet(tmp_path / "splits.parquet")
+    assert held_out(pd.read_parquet(tmp_path / "splits.parquet"), "fold-1") == held_out(splits, "fold-1")
+
+
+def torn(images):
+    return images.assign(patient=["dog 1"] * 2 + list(images.patient[2:]), split=["train", "test"] + ["train"] * (len(images) - 2))
+
+
+@pytest.mark.parametrize(("change", "chosen", "message"), [
+    (lambda t: t.drop(columns="source"), {}, "source is missing"),
+    (lambda t: pd.concat([t, t[:1]]), {}, "1 keys occur more than once"),
+    (lambda t: t.assign(label=[3, *t.label[1:]]), {}, "a label is 0, 1 or 2 for small, normal, large"),
+    (lambda t: t.assign(source=[None, *t.source[1:]]), {}, "1 images have no source"),
+    (lambda t: t.assign(patient=[None, *t.patient[1:]], source="here"), {}, "names the patient of 119 of its 120 images"),
+    (torn, {}, "tears 1 patients apart, 'dog 1' first"),
+    (lambda t: t.assign(split="training"), {}, "has the split 'training'; a given split says train, valid, test"),
+    (lambda t: t.assign(split="train"), {}, "names no test image"),
+    (lambda t: t.assign(split=["test" if label == 1 else "train" for label in t.label]), {}, "no held out image of class small, large"),
+    (lambda t: t[(t.label > 0) | ((t.label == 0).cumsum() < 2)], {}, "class small has 1 patients to share among a training and a"),
+    (lambda t: t[(t.label > 0) | ((t.label == 0).cumsum() < 6)], {"folds": 5}, "class small has [34] patients to share among 5 folds"),
+    (lambda t: t, {"folds": 1}, "split.folds is 1"),
+    (lambda t: t.groupby("label").head(3), {}, "too few for an inner validation of 0.1"),
+])
+def test_errors_say_what_and_what_to_do(change, chosen, message):
+    with pytest.raises(ValueError, match=message):
+        make_split(change(table(120)), Split(**chosen))
+
+
+def test_an_unknown_scope_is_named():
+    with pytest.raises(ValueError, match="scope 'fold-7'; theirs are split, fold-0, fold-1"):
+        training(make_split(table(120), Split(folds=2)), "fold-7")

@@ -1,0 +1,95 @@
+"""The page's drawn figures, as SVG bytes that are the same every time for the same numbers.
+
+Lines and words take the colour of the text around them and marks the page's accent (`currentColor`, `--accent`), so one figure serves
+light, dark and paper. matplotlib has no such colours: stand-ins are drawn and replaced in the SVG.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pandas as pd
+
+from vhs.measure import CLASSES, View
+
+INK, ACCENT, SECOND, THIRD = "#010203", "#040506", "#070809", "#0a0b0c"
+STAND_INS = {INK: "currentColor", ACCENT: "var(--accent, #0f6fb5)", SECOND: "var(--second, #b5530f)", THIRD: "var(--third, #2a8a57)"}
+
+
+def forest(summary: dict) -> bytes:
+    """Accuracy of every arm with its 95% interval (test filled, cross-validation hollow) and below it the paired difference -> SVG."""
+    arms, paired = summary["arms"], summary["paired"]
+    with _style():
+        heights = [0.4 + 0.42 * len(arms), *([0.62] if paired else [])]
+        figure, axes = _canvas(6.6, sum(heights) + 0.5 * len(heights), heights)
+        top = axes[0]
+        for row, figures in enumerate(arms.values()):
+            _interval(top, row + (0.12 if figures["cv"] else 0), figures["test"], "accuracy", filled=True)
+            if figures["cv"]:
+                _interval(top, row - 0.16, figures["cv"], "accuracy", filled=False)
+        top.set(yticks=range(len(arms)), yticklabels=list(arms), ylim=(len(arms) - 0.5, -0.5), xlabel="accuracy, % (95% interval)")
+        top.grid(axis="x", alpha=0.2)
+        if paired:
+            _interval(axes[1], 0, paired, "difference", filled=True)
+            reach = 115 * max(abs(bound) for bound in [*paired["ci95"], 0.01])
+            axes[1].axvline(0, color=INK, linewidth=1)
+            axes[1].set(yticks=[0], yticklabels=["\n− ".join(paired["arms"])], xlim=(-reach, reach), xlabel="paired difference, points")
+        return _svg(figure, "forest")
+
+
+def labeller_scatter(measured: pd.DataFrame, view: View) -> bytes:
+    """True against measured index with the class edges, marks by true class, from columns index, measured, label -> SVG."""
+    known = measured.dropna(subset=["index", "measured"])
+    with _style():
+        figure, (axis,) = _canvas(4.6, 4.4, [1])
+        for label, (name, colour, marker) in enumerate(zip(CLASSES, (ACCENT, THIRD, SECOND), "osv")):
+            of_class = known[known.label == label]
+            axis.scatter(of_class["index"], of_class.measured, s=14, color=colour, marker=marker, alpha=0.75, linewidths=0, label=name)
+        both = np.append(known[["index", "measured"]].to_numpy(), view.edges)
+        ends = (both.min(), both.max())
+        axis.plot(ends, ends, color=INK, linewidth=0.8)
+        for edge in view.edges:
+            axis.axvline(edge, color=INK, linewidth=0.8, linestyle=(0, (3, 3)), alpha=0.6)
+            axis.axhline(edge, color=INK, linewidth=0.8, linestyle=(0, (3, 3)), alpha=0.6)
+        axis.set(xlabel=f"true {view.index}", ylabel=f"measured {view.index}", aspect="equal")
+        axis.legend(frameon=False, labelcolor=INK, loc="upper left")
+        return _svg(figure, "labeller")
+
+
+def _interval(axis, y: float, figures: dict, name: str, filled: bool) -> None:
+    low, high = (100 * bound for bound in figures["ci95"])
+    axis.plot([low, high], [y, y], color=ACCENT, linewidth=2 if filled else 1.2, solid_capstyle="butt")
+    mark = {"marker": "s", "markersize": 7} if filled else {"marker": "o", "markersize": 5, "markerfacecolor": "none"}
+    axis.plot(100 * figures[name], y, color=ACCENT, **mark)
+
+
+def _style():
+    import matplotlib
+
+    return matplotlib.rc_context({
+        "svg.fonttype": "none", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8,
+        **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color"), INK),
+    })
+
+
+def _canvas(width_in: float, height_in: float, heights: list[float]):
+    """A figure of no global state, with an axes for each of the relative `heights`, one above the other."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width_in, height_in), layout="constrained")
+    FigureCanvasSVG(figure)
+    return figure, figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+
+
+def _svg(figure, name: str) -> bytes:
+    import matplotlib
+
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": name}):  # hashes as ids: the same every time, and none shared by two figures of a page
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = buffer.getvalue().decode()
+    for stand_in, colour in STAND_INS.items():
+        text = text.replace(stand_in, colour)
+    return text.encode()

@@ -1,0 +1,105 @@
+"""One self-contained HTML page: the verdict first, then what it rests on. Nothing is fetched, so it opens from a mail or a bucket."""
+
+from __future__ import annotations
+
+import base64
+import re
+from dataclasses import dataclass
+from importlib.resources import files
+from numbers import Number
+
+import jinja2
+import pandas as pd
+from markupsafe import Markup
+
+from vhs.measure import CLASSES
+from vhs.metrics import ARMS, verdict
+
+TABLES = ("by_source", "by_class", "near_boundary", "by_seed", "confusion", "rejections", "agreement", "splits")
+FIGURES = ("forest", "labeller", "real", "generated")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table ready to print: `head` and `rows` of words, the first `keys` columns naming a row."""
+
+    head: list[str]
+    rows: list[list[str]]
+    keys: int = 1
+
+
+def render(summary: dict, tables: dict[str, pd.DataFrame], figures: dict[str, bytes], notes: dict) -> str:
+    """The report as one HTML document. Whatever is left out of `tables` and `figures` leaves its section out.
+
+    summary  as metrics.summary returns it
+    tables   of TABLES: those of metrics.tables and metrics.generated_tables; "splits" from split.counts
+    figures  of FIGURES, each an SVG or PNG: "forest" and "labeller" drawn by figures.py, "real" and "generated" contact sheets
+    notes    "title": str, "plan": {what: value} (primary endpoint, arms, seeds as frozen), "limits": [sentence], "patients_known": bool
+    Raises ValueError for a table or figure that no section shows.
+    """
+    for what, given, known in (("table", tables, TABLES), ("figure", figures, FIGURES)):
+        if unknown := sorted(set(given) - set(known)):
+            raise ValueError(f"the page shows no {what} called {', '.join(unknown)}; it knows {', '.join(known)}")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(percent=_percent, interval=_interval)
+    template = environment.from_string(files("vhs.report").joinpath("page.html.j2").read_text(encoding="utf-8"))
+    shown = {name: table for name, table in tables.items() if len(table)}
+    return template.render(
+        title=notes.get("title", "Did generation help?"), verdict=verdict(summary["paired"]).replace(", ", ",\N{NO-BREAK SPACE}"),
+        summary=summary, meanings=ARMS, classes=CLASSES,
+        by_arm={name: _by_arm(shown[name]) for name in ("by_source", "by_class", "near_boundary", "by_seed") if name in shown},
+        matrices=_matrices(shown["confusion"]) if "confusion" in shown else {},
+        counts={name: _grid(shown[name]) for name in ("rejections", "agreement", "splits") if name in shown},
+        figures={name: _embedded(name, data) for name, data in figures.items()},
+        plan=notes.get("plan", {}), limits=notes.get("limits", []), patients_known=notes.get("patients_known", True),
+    )
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f}%"
+
+
+def _interval(bounds: tuple[float, float]) -> str:
+    return f"[{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}]"
+
+
+def _word(value) -> str:
+    if not isinstance(value, Number) or isinstance(value, bool):
+        return str(value).replace("_", " ")
+    return f"{value:d}" if isinstance(value, int) else f"{value:.1f}".removesuffix(".0")
+
+
+def _grid(table: pd.DataFrame) -> Grid:
+    keys = sum(not pd.api.types.is_numeric_dtype(dtype) for dtype in table.dtypes)
+    rows = [[_word(value) for value in row] for row in table.astype(object).to_numpy().tolist()]
+    return Grid([_word(name) for name in table.columns], rows, keys)
+
+
+def _by_arm(table: pd.DataFrame) -> Grid:
+    """Rows: the values of the table's second column; columns: images, then an accuracy with its interval for each arm."""
+    column, arms = table.columns[1], list(table.arm.unique())
+    figures = (f"{_percent(row.accuracy)} {_interval((row.low, row.high))}" for row in table.itertuples())
+    cells = dict(zip(zip(table.arm, table[column]), figures))
+    images = table.groupby(column, sort=False, observed=True).images.max()
+    rows = [[_word(value), str(n), *(cells.get((arm, value), "–") for arm in arms)] for value, n in images.items()]
+    return Grid([_word(column), "images", *arms], rows)
+
+
+def _matrices(table: pd.DataFrame) -> dict[str, list[tuple[str, list[tuple[str, float]]]]]:
+    """{arm: [(true class, [(count, share of the row)])]}."""
+    matrices = {}
+    for arm, rows in table.groupby("arm", sort=False):
+        counts = rows[list(CLASSES)].to_numpy(dtype=float)
+        matrices[arm] = [(name, [(_word(float(n)), n / max(row.sum(), 1e-9)) for n in row]) for name, row in zip(rows["class"], counts)]
+    return matrices
+
+
+def _embedded(name: str, data: bytes) -> Markup:
+    """An SVG as an element of the page (so that it takes the page's colours), a PNG as a data URI."""
+    if data.startswith(b"\x89PNG"):
+        return Markup('<img alt="contact sheet: {} images" src="data:image/png;base64,{}">').format(name, base64.b64encode(data).decode())
+    if (start := data.find(b"<svg")) < 0:
+        raise ValueError(f"figure {name} is neither an SVG nor a PNG: it begins with {data[:12]!r}")
+    svg = re.sub(r"<metadata>.*?</metadata>", "", data[start:].decode(), flags=re.DOTALL)
+    svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")  # HTML knows the namespaces: the page holds no address
+    return Markup(re.sub(r'<g id="[^"]*"', "<g", svg))  # matplotlib's group names repeat from figure to figure
