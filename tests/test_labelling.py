@@ -27,11 +27,12 @@ def drawn(seed: int, count: int = 24, side: int = SIDE) -> tuple[np.ndarray, np.
     """Ellipses over a bar: enough of a heart and a spine for six points, at any side."""
     rng = np.random.default_rng(seed)
     images, points = np.zeros((count, side, side), np.uint8), np.zeros((count, 6, 2), np.float32)
-    for image, six in zip(images, points):
+    for image, six in zip(images, points, strict=True):
         angle, long, short = rng.uniform(0.5, 1.1), rng.uniform(0.15, 0.24), rng.uniform(0.10, 0.14)
         centre, span = rng.uniform([0.42, 0.52], [0.58, 0.62]), rng.uniform(0.35, 0.45)
         along, across = np.array([np.cos(angle), np.sin(angle)]), np.array([-np.sin(angle), np.cos(angle)])
-        six[:] = [centre - long * along, centre + long * along, centre - short * across, centre + short * across, [0.5 - span / 2, 0.15], [0.5 + span / 2, 0.15]]
+        six[:4] = [centre - long * along, centre + long * along, centre - short * across, centre + short * across]
+        six[4:] = [[0.5 - span / 2, 0.15], [0.5 + span / 2, 0.15]]
         six[:] = six * side - 0.5
         image[:] = rng.integers(20, 60)
         cv2.ellipse(image, (tuple(centre * side - 0.5), (2 * long * side, 2 * short * side), np.degrees(angle)), 190, -1)
@@ -116,13 +117,15 @@ def test_clean_images_are_accepted_and_strange_ones_are_not(labeller):
 
 def measurement(points, side=100, **changes) -> Measurement:
     points = np.asarray(points, np.float32)
+    count = len(points)
     with np.errstate(all="ignore"):
-        fields = dict(side_px=side, points=points, index=DOG.measure(points.astype(float)), spread=np.zeros(len(points)), peak=np.ones(len(points)))
-    return Measurement(**fields | {"features": np.zeros((len(points), 4), np.float32)} | changes)
+        index = DOG.measure(points.astype(float))
+    calm = dict(spread=np.zeros(count), peak=np.ones(count), features=np.zeros((count, 4), np.float32))
+    return Measurement(side, points, index, **calm | changes)
 
 
 GOOD = np.array([[40, 40], [60, 70], [35, 60], [60, 48], [20, 15], [60, 15]], np.float32)  # VHS 9.5
-THRESHOLDS = labelling.Thresholds(0.99, spread=0.5, peak=5.0, distance=3.0, mean=np.zeros(4, np.float32), precision=np.eye(4, dtype=np.float32))
+THRESHOLDS = labelling.Thresholds(0.99, 0.5, 5.0, 3.0, mean=np.zeros(4, np.float32), precision=np.eye(4, dtype=np.float32))
 
 
 @pytest.mark.parametrize(
@@ -154,7 +157,8 @@ def test_each_doubt_has_its_reason_and_the_first_one_counts():
 @settings(deadline=None, max_examples=20)
 def test_thresholds_keep_their_quantile_of_the_training_images(count, quantile, seed):
     rng = np.random.default_rng(seed)
-    seen = measurement(np.repeat(GOOD[None], count, 0), spread=rng.random(count), peak=rng.random(count), features=rng.normal(size=(count, 12)).astype(np.float32))
+    doubts = dict(spread=rng.random(count), peak=rng.random(count), features=rng.normal(size=(count, 12)).astype(np.float32))
+    seen = measurement(np.repeat(GOOD[None], count, 0), **doubts)
     thresholds = labelling.fit_thresholds(seen, quantile)
     assert (seen.spread <= thresholds.spread).mean() == pytest.approx(quantile, abs=1 / count)
     kept = np.mean([ok for ok, _ in labelling.verdict(seen, thresholds, DOG)])
@@ -173,13 +177,12 @@ def test_fine_tuning_takes_images_of_any_side_and_forgets_old_thresholds(labelle
 
     def batches(epoch, start):
         for step in range(start, 3):
-            rows = slice(8 * step, 8 * step + 8)
-            yield {"image": torch.from_numpy(images[rows])[:, None], "points": torch.from_numpy(points[rows]), "weight": torch.ones(8), "total": 8}
+            image, six = [torch.from_numpy(a[8 * step : 8 * step + 8]) for a in (images, points)]
+            yield {"image": image[:, None], "points": six, "weight": torch.ones(8), "total": 8}
 
     before = labeller.measure(images, keys(24), 1)
-    tuned = labelling.fine_tune(
-        Labeller.load(tmp_path), batches, CHOICE.model_copy(update={"steps": 60, "learning_rate": 2e-3}), Accelerator(cpu=True), Silent(), steps_per_epoch=3
-    )
+    choice = CHOICE.model_copy(update={"steps": 60, "learning_rate": 2e-3})
+    tuned = labelling.fine_tune(Labeller.load(tmp_path), batches, choice, Accelerator(cpu=True), Silent(), steps_per_epoch=3)
     after = tuned.measure(images, keys(24), 1)
     error = [np.linalg.norm(m.points - points, axis=-1).mean() for m in (before, after)]
     assert error[1] < error[0] / 2 and tuned.thresholds is None
@@ -219,7 +222,11 @@ def test_scratch_is_seeded_and_bad_folders_are_named(tmp_path):
         Labeller.load(tmp_path)
 
 
-@pytest.mark.parametrize("call", [dict(images=np.zeros((2, 64, 32), np.uint8)), dict(images=np.zeros((2, 64, 64))), dict(keys=["a"]), dict(passes=0)])
-def test_measure_names_illegal_input(labeller, call):
+NARROW, FLOATS = np.zeros((2, 64, 32), np.uint8), np.zeros((2, 64, 64))
+
+
+@pytest.mark.parametrize("wrong", [dict(images=NARROW), dict(images=FLOATS), dict(keys=["a"]), dict(passes=0)])
+def test_measure_names_illegal_input(labeller, wrong):
+    legal = dict(images=np.zeros((2, 64, 64), np.uint8), keys=["a", "b"], passes=2)
     with pytest.raises(ValueError, match="measure takes uint8"):
-        labeller.measure(**dict(images=np.zeros((2, 64, 64), np.uint8), keys=["a", "b"], passes=2) | call)
+        labeller.measure(**legal | wrong)

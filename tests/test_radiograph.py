@@ -35,7 +35,8 @@ def saved(image: Image.Image, kind: str = "PNG", **options) -> bytes:
 
 def dicom(pixels: np.ndarray, **tags) -> bytes:
     meta = FileMetaDataset()
-    meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = ExplicitVRLittleEndian, DigitalXRayImageStorageForPresentation, generate_uid()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = DigitalXRayImageStorageForPresentation, generate_uid()
     dataset = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
     dataset.Rows, dataset.Columns, dataset.SamplesPerPixel = *pixels.shape[-2:], 1
     dataset.PhotometricInterpretation, dataset.PixelRepresentation = "MONOCHROME2", 0
@@ -183,9 +184,8 @@ def test_augmented_points_follow_the_augmented_pixels(seed):
 def test_augmentation_leaves_the_vertebral_heart_size_alone(seed):
     view = VIEWS["canine_lateral"]
     points = torch.from_numpy(np.random.default_rng(seed).uniform(10, 118, (5, 6, 2)).astype(np.float32))
-    _, moved = radiograph.augment(
-        torch.zeros(5, 1, 128, 128), points, torch.Generator().manual_seed(seed), rotation_deg=45, zoom=0.4, shift=0.4, flip=view.mirror, gamma=0.3
-    )
+    strong = dict(rotation_deg=45, zoom=0.4, shift=0.4, flip=view.mirror, gamma=0.3)
+    _, moved = radiograph.augment(torch.zeros(5, 1, 128, 128), points, torch.Generator().manual_seed(seed), **strong)
     assert torch.allclose(view.measure(moved), view.measure(points), rtol=1e-3)
 
 

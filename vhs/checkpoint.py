@@ -1,16 +1,17 @@
 """What a training loop needs in order to go on after a crash: a state file, and someone to say when to write it.
 
-A loop captures one dictionary of tensors and plain values. It never writes a file itself: it hands the capture to its `Progress`, who decides when a
-state is worth keeping and where (jobs implements the one that saves, heartbeats and gives way to a newer attempt). Random numbers in the loops are
-functions of (seed, step, rank), so no generator state is part of a checkpoint.
+A loop captures one dictionary of tensors and plain values. It never writes a file itself: it hands the capture to its `Progress`, who
+decides when a state is worth keeping and where (jobs implements the one that saves, heartbeats and gives way to a newer attempt). Random
+numbers in the loops are functions of (seed, step, rank), so no generator state is part of a checkpoint.
 """
 
 from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable, Protocol
+from typing import Protocol
 
 import torch
 
@@ -23,7 +24,7 @@ class Progress(Protocol):
         ...
 
     def step(self, step: int, total: int, metrics: dict[str, float], capture: Callable[[], dict]) -> None:
-        """Called on every rank after optimizer step `step` (1-based) of `total`. `capture` costs a copy: call it only to save. May raise to stop the loop."""
+        """Called on every rank after step `step` (from 1) of `total`; may raise to stop the loop. `capture` costs a copy: only to save."""
         ...
 
 
@@ -38,7 +39,7 @@ class Silent:
 
 
 def save(state: dict, file: Path) -> None:
-    """Writes `state` (tensors, numbers, strings, lists, dicts) so that `file` is at every moment either its old whole self or its new whole self."""
+    """Writes `state` (tensors and plain values) so that `file` is at every moment either its old whole self or its new whole self."""
     file = Path(file)
     aside = file.with_name(f".{file.name}.{os.getpid()}.writing")
     try:
@@ -52,11 +53,11 @@ def save(state: dict, file: Path) -> None:
 
 
 def load(file: Path) -> dict:
-    """The state in `file`, tensors on the CPU. Only tensors and plain values are unpickled. Raises ValueError for a torn or foreign file."""
+    """The state in `file`, tensors on the CPU. Only tensors and plain values are unpickled. ValueError for a torn or foreign file."""
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{file} is not a whole checkpoint ({error.__class__.__name__}): delete it, the run goes on from the one before") from error
+        raise ValueError(f"{file} is no whole checkpoint ({type(error).__name__}): delete it, the one before will do") from error
     if not isinstance(state, dict) or "step" not in state:
         raise ValueError(f"{file} holds no training state: a checkpoint is a dict with a 'step'")
     return state

