@@ -52,7 +52,7 @@ def joined_once(predictions: pd.DataFrame, expected_keys: Collection[str]) -> pd
     for (arm, seed), keys in predictions.groupby(["arm", "seed"]).key:
         repeated, answered = set(keys[keys.duplicated()]), set(keys)
         found = {"more than once": repeated, "not at all": expected - answered, "without being asked": answered - expected}
-        if wrong := [f"{len(keys)} {how} ({', '.join(sorted(keys)[:3])}{', ...' * (len(keys) > 3)})" for how, keys in found.items() if keys]:
+        if wrong := [f"{len(some)} {how} ({', '.join(sorted(some)[:3])}{', …' * (len(some) > 3)})" for how, some in found.items() if some]:
             what = f"arm {arm}, seed {seed} answers {'; '.join(wrong)} of {len(expected)} keys"
             raise ValueError(f"{what}: remove its predictions and evaluate it again")
     return predictions.sort_values(["arm", "seed", "key"], ignore_index=True)
