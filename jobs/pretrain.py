@@ -174,7 +174,7 @@ def pretrain(config_file: str, out: Path, init: str | None = None, overrides: Se
         raise config.ConfigError(f"{out} was begun with other values of {', '.join(keys)}: take another --out, or the same configuration to resume")
     begun.write_text(json.dumps(mine, indent=2) + "\n")
     torch.set_num_threads(1)
-    accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
+    accelerator = Accelerator(mixed_precision=settings.mixed_precision)
     for stage in (codec, denoiser, adapt):
         stage(settings, out, init, accelerator)
     components = assemble(settings, out, init)

@@ -60,16 +60,20 @@ class Labeller(Section):
 class Priors(Section):
     """Class images for prior preservation, drawn by the base model (DreamBooth, Ruiz et al. 2023, section 3.2). Study: 200."""
 
-    images: int = Field(200, ge=1)
+    images: int = Field(200, ge=3)  # of all classes together
+    solver: Literal["dpm++", "pndm"] = "dpm++"
+    steps: int = Field(20, ge=1)
+    guidance: float = Field(1.0, ge=1)  # what the base knows, not an exaggeration of it
     batch: int = Field(4, ge=1)  # study: sample_batch_size=4
+    seed: int = 137
 
 
 class DreamBooth(Section):
     """Fine-tuning of the base model on this run's training images; defaults are the study's Figure 1."""
 
     token: str = "sks"
-    instance_prompt: str = "photo of {token} {size} heart Cardiovascular Thoracic radiograph x-ray"
-    class_prompt: str = "photo of {size} heart Cardiovascular Thoracic radiograph x-ray"
+    instance_prompt: str = "photo of {token} {size} {subject} heart Cardiovascular Thoracic radiograph x-ray"  # fields: {token} {size} {subject} {source}
+    class_prompt: str = "photo of {size} {subject} heart Cardiovascular Thoracic radiograph x-ray"
     prior_loss_weight: float = Field(1.0, ge=0)
     steps: int = Field(5000, ge=1)
     batch: int = Field(2, ge=1)  # global, instance images a step; as many class images beside them
@@ -120,3 +124,30 @@ class Classifier(Section):
     shift: float = Field(0.05, ge=0, lt=0.5)  # of the image side
     flip: bool = True
     gamma: float = Field(0.2, ge=0, lt=1)  # exponent drawn in [1 - gamma, 1 / (1 - gamma)]
+
+
+class Pretraining(Section):
+    """The small Stable Diffusion that ships with the package, trained from nothing on phantoms (vhs/pretraining.py, `vhs pretrain`)."""
+
+    views: tuple[ViewName, ...] = ("canine_lateral", "human_frontal")
+    phantoms_per_view: int = Field(8000, ge=16)
+    first_phantom_seed: int = Field(10_000_000, ge=0)  # far from Phantoms.seed: no run's data repeats the base's phantoms
+    resolution_px: int = Field(128, ge=32, multiple_of=32)
+    codec_channels: tuple[int, ...] = (16, 32, 64, 64)  # one level each, so 8 times smaller latents
+    codec_steps: int = Field(7500, ge=0)
+    codec_batch: int = Field(16, ge=4)
+    codec_crop_px: int = Field(64, ge=32, multiple_of=32)
+    codec_learning_rate: float = Field(1e-3, gt=0)
+    codec_head_start: float = Field(0.4, ge=0, le=1)  # share of the steps in which the decoder reads the linear targets, not the encoder's latents
+    unet_channels: tuple[int, ...] = (48, 96, 176)
+    text_width: int = Field(96, ge=32)
+    text_layers: int = Field(2, ge=1)
+    steps: int = Field(11000, ge=0)  # of the denoiser, on the linear targets
+    adapt_steps: int = Field(500, ge=0)  # of the denoiser, on the codec's own latents
+    batch: int = Field(16, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    min_snr_gamma: float = Field(5.0, gt=0)
+    prompt_dropout: float = Field(0.1, ge=0, lt=1)
+    ema_decay: float = Field(0.999, gt=0, lt=1)
+    mixed_precision: Literal["no", "bf16"] = "no"  # bf16 pays on a GPU, and a quarter on a CPU with AVX512-BF16
+    seed: int = 137
