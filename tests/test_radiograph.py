@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid
+from pydicom.encaps import encapsulate
+from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, JPEGLosslessSV1, generate_uid
 
 from vhs import radiograph
 from vhs.measure import VIEWS
@@ -102,6 +103,17 @@ def test_dicom_window_slope_and_photometric_interpretation():
 def test_unusable_dicom_says_why(tags, reason):
     with pytest.raises(radiograph.Unreadable, match=f"scan.dcm: .*{reason}"):
         radiograph.decode(dicom(np.arange(4096).reshape(64, 64), **tags), "scan.dcm")
+
+
+def test_a_codec_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr(pydicom.pixels.get_decoder(JPEGLosslessSV1), "_available", {})
+    dataset = pydicom.dcmread(io.BytesIO(dicom(np.arange(4096).reshape(64, 64))))
+    dataset.file_meta.TransferSyntaxUID = JPEGLosslessSV1
+    dataset.PixelData = encapsulate([b"\0" * 100])
+    dataset["PixelData"].VR = "OB"
+    dataset.save_as(file := io.BytesIO(), enforce_file_format=True)
+    with pytest.raises(radiograph.Unreadable, match="JPEG Lossless.*pip install pylibjpeg"):
+        radiograph.decode(file.getvalue())
 
 
 def test_a_bomb_is_refused_before_it_is_unpacked():

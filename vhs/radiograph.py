@@ -69,6 +69,9 @@ def _decode_dicom(data: bytes) -> np.ndarray:
     spacing = dataset.get("PixelSpacing") or dataset.get("ImagerPixelSpacing") or dataset.get("PixelAspectRatio") or (1, 1)
     if abs(float(spacing[0]) / float(spacing[1]) - 1) > 0.01:
         raise Unreadable(f"pixels are not square (spacing {spacing[0]} x {spacing[1]}): resample it, an index compares directions")
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax.is_encapsulated and not pydicom.pixels.get_decoder(syntax).is_available:
+        raise Unreadable(f"is compressed as {syntax.name}: pip install pylibjpeg pylibjpeg-libjpeg, or export it uncompressed")
     pixels = dataset.pixel_array
     if dataset.get("SamplesPerPixel", 1) > 1:
         return np.asarray(Image.fromarray(pixels).convert("L"))
