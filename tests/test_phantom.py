@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vhs.measure import VIEWS
@@ -37,8 +37,6 @@ def test_index_is_exact_and_points_keep_their_margin(kind, seed, share):
 
 @settings(max_examples=30, deadline=None)
 @given(st.sampled_from(KINDS), seeds)
-@example(("human_frontal", "clinic"), 1)  # flanks just outside the frame
-@example(("human_frontal", "textbook"), 5)
 def test_same_anatomy_at_any_size(kind, seed):
     small, large = (draw(*kind, seed, size_px=size) for size in (64, 192))
     np.testing.assert_allclose((small.points + 0.5) / 64, (large.points + 0.5) / 192, atol=1e-5)
@@ -109,6 +107,14 @@ def test_prior_draws_the_class(view):
     _, points = draw_many(view, "textbook", range(150), 32, prior=(0.2, 0.2, 0.6))
     shares = np.bincount(VIEWS[view].classify(VIEWS[view].measure(points)), minlength=3) / 150
     np.testing.assert_allclose(shares, (0.2, 0.2, 0.6), atol=0.12)
+
+
+@pytest.mark.parametrize("size", [48, 128])
+def test_solid_knows_its_border_outside_the_frame(size):
+    square = [[-0.1, -2], [1.1, -2], [1.1, 3], [-0.1, 3]]
+    thickness = Canvas(size).solid(np.array(square), rounding=0.4)
+    depth = np.minimum(0.1 + np.minimum(Canvas(size).x[0], 1 - Canvas(size).x[0]), 0.4) / 0.4
+    np.testing.assert_allclose(thickness, np.broadcast_to(np.sqrt(1 - (1 - depth) ** 2), (size, size)), atol=0.03)
 
 
 def test_grain_is_independent_of_pixel_size():
