@@ -1,4 +1,4 @@
-"""`vhs pretrain`: trains the embedded base model from a configuration into a diffusers folder. Outside the run's chain; the same command again resumes.
+"""`vhs pretrain`: trains the embedded base model into a diffusers folder. Outside the run's chain; the same command again resumes.
 
 OUT is the model; OUT/training keeps the phantoms, one checkpoint a stage and the figures, and can be deleted afterwards. The stages `codec`
 and `denoiser` do not need each other: they may run as two processes on one OUT. `adapt` and `judge` come after both.
@@ -25,6 +25,7 @@ from vhs.settings import DreamBooth, Generation, Pretraining
 
 log = logging.getLogger(__name__)
 HELD_OUT = 256  # phantoms a view that no stage trains on: the figures are measured on them
+DRAWN_PER_CLASS = 64
 PACKAGED = Path(pretraining.__file__).parent / "weights" / "base"
 _ADAPT_RATE = 0.2  # of the learning rate: the codec's latents hardly differ from the targets
 _SAVE_S = 180.0
@@ -95,7 +96,8 @@ def denoiser(settings: Pretraining, out: Path, init: str | None, accelerator: Ac
     """Stage 2: UNet and text encoder on the linear targets, which are known before the codec is."""
     components = assemble(settings, out, init).to(accelerator.device)
     images, names, basis = training_set(settings, out)
-    targets = torch.cat([basis.encode(torch.from_numpy(part)[:, None] / 127.5 - 1) for part in np.array_split(images, max(1, len(images) // 256))])
+    parts = np.array_split(images, max(1, len(images) // 256))
+    targets = torch.cat([basis.encode(torch.from_numpy(part)[:, None] / 127.5 - 1) for part in parts])
     saving = Saving(out / "training" / "denoiser.pt")
     pretraining.train_denoiser(components, targets, names, settings, settings.steps, settings.learning_rate, accelerator, saving)
 
@@ -105,11 +107,11 @@ def adapt(settings: Pretraining, out: Path, init: str | None, accelerator: Accel
     components = assemble(settings, out, init).to(accelerator.device)
     images, names, _ = training_set(settings, out)
     latents = pretraining.latents_of(components, images)
-    saving = Saving(out / "training" / "adapt.pt")
-    pretraining.train_denoiser(components, latents, names, settings, settings.adapt_steps, _ADAPT_RATE * settings.learning_rate, accelerator, saving)
+    rate, saving = _ADAPT_RATE * settings.learning_rate, Saving(out / "training" / "adapt.pt")
+    pretraining.train_denoiser(components, latents, names, settings, settings.adapt_steps, rate, accelerator, saving)
 
 
-def judge(settings: Pretraining, out: Path, components: Components, images_per_class: int = 64, guidances: Sequence[float] = (1.0, 1.5, 2.0)) -> dict:
+def judge(settings: Pretraining, out: Path, components: Components, guidances: Sequence[float] = (1.0, 1.5, 2.0)) -> dict:
     """What the base is worth, on held-out phantoms: codec PSNR, key-point error through the codec, class agreement of drawn images.
 
     The latter two need the packaged labeller of the view and are left out without it. Sheets of what was drawn go to OUT/training.
@@ -127,7 +129,7 @@ def judge(settings: Pretraining, out: Path, components: Components, images_per_c
                 measured = labeller.measure(pictures, [f"{name}{i}" for i in range(len(pictures))], passes=1)
                 figures[view][f"index_error_{name}"] = float(np.abs(measured.index - index).mean())
         for guidance in guidances:
-            drawn = _draw(components, view, guidance, images_per_class, settings.resolution_px)
+            drawn = _draw(components, view, guidance, settings.resolution_px)
             _sheet([row[:10] for row in drawn], out / "training" / f"drawn_{view}_{guidance}.png")
             figures[view][f"guidance_{guidance}"] = {} if labeller is None else _agreement(labeller, view, drawn)
     (out / "training" / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
@@ -146,11 +148,13 @@ def _packaged_labeller(view: str):
     return Labeller.load(folder) if folder.is_dir() else None
 
 
-def _draw(components: Components, view: str, guidance: float, images_per_class: int, size_px: int) -> list[np.ndarray]:
-    drawn, settings = [], Generation(guidance=guidance)
+def _draw(components: Components, view: str, guidance: float, size_px: int) -> list[np.ndarray]:
+    """DRAWN_PER_CLASS images of each class, from the class prompt and seeds 0, 1, ..."""
+    settings, drawn = Generation(guidance=guidance), []
     for class_name in CLASSES:
-        prompt, seeds = prompts.class_prompt(DreamBooth(), VIEWS[view], class_name), np.array_split(range(images_per_class), max(1, images_per_class // 16))
-        drawn.append(np.concatenate([sampling.sample(components, [prompt] * len(part), part.tolist(), size_px, settings) for part in seeds]))
+        prompt = prompts.class_prompt(DreamBooth(), VIEWS[view], class_name)
+        batches = np.arange(DRAWN_PER_CLASS).reshape(-1, settings.batch).tolist()
+        drawn.append(np.concatenate([sampling.sample(components, [prompt] * len(seeds), seeds, size_px, settings) for seeds in batches]))
     return drawn
 
 
@@ -171,7 +175,7 @@ def pretrain(config_file: str, out: Path, init: str | None = None, overrides: Se
     begun, mine = out / "training" / "settings.json", {"init": init, **settings.model_dump(mode="json")}
     theirs = json.loads(begun.read_text()) if begun.is_file() else mine
     if keys := config.changed(theirs, mine):
-        raise config.ConfigError(f"{out} was begun with other values of {', '.join(keys)}: take another --out, or the same configuration to resume")
+        raise config.ConfigError(f"{out} was begun with other values of {', '.join(keys)}: resume with the same, or take another --out")
     begun.write_text(json.dumps(mine, indent=2) + "\n")
     torch.set_num_threads(1)
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)

@@ -36,5 +36,4 @@ def test_pretraining_prompts_always_name_class_and_subject_and_are_a_function_of
     assert all("normal" in text and "human" in text and "  " not in text and " ," not in text for text in drawn)
     plain = prompts.class_prompt(DreamBooth(), HUMAN, "normal")
     assert sum(text == plain for text in drawn) > 40, "the wording used for class images must be common"
-    with_token = [text for text in drawn if text.startswith("photo of ") and text.endswith(plain.removeprefix("photo of ")) and text != plain]
-    assert with_token, "the wording used for instances, with some token, must occur"
+    assert any(text != plain and text.endswith(plain.removeprefix("photo of ")) for text in drawn), "the wording of instances must occur"

@@ -27,8 +27,8 @@ _PARTS = {
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
-_FORGOTTEN = ("_name_or_path", "name_or_path", "is_local", "local_files_only", "max_length", "pad_to_multiple_of", "pad_token_type_id", "padding_side", "stride",
-              "truncation_side", "truncation_strategy")
+_ORIGIN = ("_name_or_path", "name_or_path", "is_local", "local_files_only")
+_LAST_CALL = ("max_length", "pad_to_multiple_of", "pad_token_type_id", "padding_side", "stride", "truncation_side", "truncation_strategy")
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,14 @@ class Components:
         """Pixels of the image side a latent stands for (8 in every published SD)."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
+    @property
+    def networks(self) -> dict[str, torch.nn.Module]:
+        """What holds weights, by its folder's name."""
+        return {"text_encoder": self.text_encoder, "unet": self.unet, "vae": self.vae}
+
     def to(self, device: torch.device | str) -> Components:
-        """Moves the three networks (in place) and returns self."""
-        for module in (self.text_encoder, self.unet, self.vae):
+        """Moves the networks (in place) and returns self."""
+        for module in self.networks.values():
             module.to(device)
         return self
 
@@ -59,18 +64,18 @@ def load(folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dt
     Raises FileNotFoundError for a local folder that is not a diffusers model.
     """
     if Path(folder).is_dir() and not (Path(folder) / "model_index.json").is_file():
-        raise FileNotFoundError(f"{folder} is no diffusers model: it has no model_index.json (expected beside unet/, vae/, text_encoder/, tokenizer/, scheduler/)")
+        raise FileNotFoundError(f"{folder} is no diffusers model: it lacks model_index.json (beside unet/, vae/, text_encoder/, tokenizer/)")
     folder = str(folder)
     parts = Components(
         tokenizer=CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"),
-        text_encoder=CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=dtype),
-        unet=UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=dtype, low_cpu_mem_usage=False),
-        vae=AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=dtype, low_cpu_mem_usage=False),
+        text_encoder=CLIPTextModel.from_pretrained(folder, subfolder="text_encoder"),
+        unet=UNet2DConditionModel.from_pretrained(folder, subfolder="unet", low_cpu_mem_usage=False),
+        vae=AutoencoderKL.from_pretrained(folder, subfolder="vae", low_cpu_mem_usage=False),
         scheduler=DDPMScheduler.from_pretrained(folder, subfolder="scheduler"),
     )
-    for module in (parts.text_encoder, parts.unet, parts.vae):
-        module.eval()
-    return parts.to(device)
+    for module in parts.networks.values():
+        module.to(device, dtype).eval()
+    return parts
 
 
 def save(components: Components, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
@@ -79,8 +84,8 @@ def save(components: Components, folder: str | Path, dtype: torch.dtype = torch.
     Half precision halves a generator's folder. Images are always sampled from such a folder, so what is recorded can be drawn again.
     """
     folder = Path(folder)
-    for name in ("text_encoder", "unet", "vae"):
-        copy.deepcopy(getattr(components, name)).to("cpu", dtype).save_pretrained(folder / name, safe_serialization=True)
+    for name, module in components.networks.items():
+        copy.deepcopy(module).to("cpu", dtype).save_pretrained(folder / name, safe_serialization=True)
         _forget_origin(folder / name / "config.json")
     components.tokenizer.save_pretrained(folder / "tokenizer")
     _forget_origin(folder / "tokenizer" / "tokenizer_config.json")
@@ -90,9 +95,9 @@ def save(components: Components, folder: str | Path, dtype: torch.dtype = torch.
 
 
 def _forget_origin(config_file: Path) -> None:
-    """The libraries note where a part was loaded from and how it was last called: a path of one machine, and equal weights in unequal bytes."""
+    """The libraries note where a part came from and how it was last called: a path of one machine, and equal weights in unequal bytes."""
     config = json.loads(config_file.read_text())
-    for key in _FORGOTTEN:
+    for key in (*_ORIGIN, *_LAST_CALL):
         config.pop(key, None)
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
@@ -119,7 +124,7 @@ def decode_latents(components: Components, latents: torch.Tensor) -> np.ndarray:
     vae = components.vae
     grey = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample.float().mean(1)
     if not torch.isfinite(grey).all():
-        raise FloatingPointError("the codec decoded latents to NaN or infinity (half precision overflows in some VAEs): load the model in float32 or bfloat16")
+        raise FloatingPointError("the codec decoded NaN or infinity (some VAEs overflow in half precision): load it in float32 or bfloat16")
     return ((grey + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
 
 
@@ -142,8 +147,10 @@ def _snr_weight(scheduler: DDPMScheduler, snr: torch.Tensor, gamma: float | None
     return snr.clamp(max=gamma) / (snr if scheduler.config.prediction_type == "epsilon" else snr + 1)
 
 
-def denoising_loss(components: Components, latents: torch.Tensor, embeddings: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor,
-                   min_snr_gamma: float | None = None) -> torch.Tensor:
+def denoising_loss(
+    components: Components, latents: torch.Tensor, embeddings: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor,
+    min_snr_gamma: float | None = None,
+) -> torch.Tensor:  # fmt: skip
     """Loss of each sample [N]: squared error of the UNet's prediction, averaged over the latent, weighted by min-SNR if a gamma is given.
 
     latents, noise: [N,C,h,w]; embeddings: [N,L,D]; timesteps: int64 [N]. What the UNet predicts is what the scheduler's config says.

@@ -79,7 +79,8 @@ def build_tokenizer(views: list[View]) -> CLIPTokenizer:
     learner.train_from_iterator(prompts.vocabulary(views), trainer)
     vocabulary: dict[str, int] = {}
     merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
-    for piece in [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges), "<|startoftext|>", "<|endoftext|>"]:
+    pieces = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges)]
+    for piece in [*pieces, "<|startoftext|>", "<|endoftext|>"]:
         vocabulary.setdefault(piece, len(vocabulary))
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=_PROMPT_TOKENS)
 
@@ -87,32 +88,37 @@ def build_tokenizer(views: list[View]) -> CLIPTokenizer:
 def build(settings: Pretraining) -> Components:
     """Untrained components, initial weights a function of settings.seed."""
     tokenizer = build_tokenizer([VIEWS[name] for name in settings.views])
-    levels = len(settings.codec_channels)
+    levels, attending, width = len(settings.codec_channels), len(settings.unet_channels) - 1, settings.text_width
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         text_encoder = CLIPTextModel(CLIPTextConfig(
-            vocab_size=len(tokenizer), hidden_size=settings.text_width, intermediate_size=4 * settings.text_width, num_hidden_layers=settings.text_layers,
-            num_attention_heads=4, max_position_embeddings=_PROMPT_TOKENS, projection_dim=settings.text_width, hidden_act="quick_gelu",
+            vocab_size=len(tokenizer), hidden_size=width, intermediate_size=4 * width, projection_dim=width, hidden_act="quick_gelu",
+            num_hidden_layers=settings.text_layers, num_attention_heads=4, max_position_embeddings=_PROMPT_TOKENS,
             bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
         ))
         unet = UNet2DConditionModel(
             sample_size=settings.resolution_px // 2 ** (levels - 1), in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS,
-            block_out_channels=settings.unet_channels, layers_per_block=1, cross_attention_dim=settings.text_width, attention_head_dim=4, norm_num_groups=8,
-            down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * (len(settings.unet_channels) - 1)),
-            up_block_types=(*["CrossAttnUpBlock2D"] * (len(settings.unet_channels) - 1), "UpBlock2D"),
+            block_out_channels=settings.unet_channels, layers_per_block=1, cross_attention_dim=width,
+            attention_head_dim=4, norm_num_groups=8,
+            down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * attending),
+            up_block_types=(*["CrossAttnUpBlock2D"] * attending, "UpBlock2D"),
         )
         vae = AutoencoderKL(
             in_channels=3, out_channels=3, latent_channels=LATENT_CHANNELS, block_out_channels=settings.codec_channels, layers_per_block=1,
             down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels, norm_num_groups=8,
             sample_size=settings.resolution_px, scaling_factor=1.0,  # the targets have unit variance already
         )
-    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction", clip_sample=False,
-                              timestep_spacing="trailing", steps_offset=1)
+    scheduler = DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction", clip_sample=False,
+        timestep_spacing="trailing", steps_offset=1,
+    )  # fmt: skip
     return Components(tokenizer, text_encoder.eval(), unet.eval(), vae.eval(), scheduler)
 
 
-def optimise(network: nn.Module, loss: Callable[[int], tuple[torch.Tensor, dict]], steps: int, learning_rate: float, ema_decay: float,
-             accelerator: Accelerator, progress: Progress) -> None:
+def optimise(
+    network: nn.Module, loss: Callable[[int], tuple[torch.Tensor, dict]], steps: int, learning_rate: float, ema_decay: float,
+    accelerator: Accelerator, progress: Progress,
+) -> None:  # fmt: skip
     """Minimises `loss(step)` over the parameters of `network` (AdamW, warm-up, constant, cosine) and leaves their moving average in it.
 
     One rank: this model is small. `loss` returns the value to minimise and detached figures to log; its randomness is a function of step.
@@ -128,7 +134,8 @@ def optimise(network: nn.Module, loss: Callable[[int], tuple[torch.Tensor, dict]
     done = state["step"] if state else 0
 
     def capture() -> dict:
-        return copy.deepcopy({"step": done, "model": network.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()})
+        parts = {"model": network, "average": average, "optimizer": optimizer}
+        return copy.deepcopy({"step": done} | {name: part.state_dict() for name, part in parts.items()})
 
     network.train()
     while done < steps:
@@ -182,7 +189,9 @@ def _edges(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return x[..., 1:, :] - x[..., :-1, :], x[..., :, 1:] - x[..., :, :-1]
 
 
-def train_codec(components: Components, images: np.ndarray, basis: PatchBasis, settings: Pretraining, accelerator: Accelerator, progress: Progress) -> None:
+def train_codec(
+    components: Components, images: np.ndarray, basis: PatchBasis, settings: Pretraining, accelerator: Accelerator, progress: Progress
+) -> None:
     """Trains components.vae in place on uint8 [N,S,S] images.
 
     The encoder regresses the basis' coefficients and a small fixed posterior spread. The decoder reads the exact coefficients at
@@ -208,8 +217,10 @@ def train_codec(components: Components, images: np.ndarray, basis: PatchBasis, s
     optimise(vae, loss, settings.codec_steps, settings.codec_learning_rate, settings.ema_decay, accelerator, progress)
 
 
-def train_denoiser(components: Components, latents: torch.Tensor, names: list[tuple[str, str]], settings: Pretraining, steps: int, learning_rate: float,
-                   accelerator: Accelerator, progress: Progress) -> None:
+def train_denoiser(
+    components: Components, latents: torch.Tensor, names: list[tuple[str, str]], settings: Pretraining, steps: int, learning_rate: float,
+    accelerator: Accelerator, progress: Progress,
+) -> None:  # fmt: skip
     """Trains components.unet and components.text_encoder in place on latents [N,C,h,w]; names[i] = (view, class) of sample i."""
 
     def loss(step: int) -> tuple[torch.Tensor, dict]:
@@ -217,7 +228,8 @@ def train_denoiser(components: Components, latents: torch.Tensor, names: list[tu
         chosen = rng.integers(len(latents), size=settings.batch)
         texts = [prompts.pretraining_prompt(VIEWS[names[i][0]], names[i][1], rng) for i in chosen]
         texts = ["" if rng.random() < settings.prompt_dropout else text for text in texts]
-        levels = (rng.permutation(settings.batch) + rng.random(settings.batch)) / settings.batch  # one noise level from each slice: a quieter gradient
+        # one noise level out of each of `batch` equal slices: a quieter gradient
+        levels = (rng.permutation(settings.batch) + rng.random(settings.batch)) / settings.batch
         timesteps = torch.from_numpy((levels * components.scheduler.config.num_train_timesteps).astype(np.int64)).to(accelerator.device)
         clean = latents[torch.from_numpy(chosen)].to(accelerator.device)
         noise = torch.randn(clean.shape, generator=generator(settings.seed, 4, step)).to(clean)
@@ -236,13 +248,14 @@ def class_names(points: np.ndarray, view: str) -> list[tuple[str, str]]:
 @torch.no_grad()
 def latents_of(components: Components, images: np.ndarray, batch: int = 64) -> torch.Tensor:
     """The codec's own latents of uint8 [N,S,S], for the adapting steps."""
-    return torch.cat([diffusion.encode_images(components, torch.from_numpy(images[i : i + batch])[:, None]).cpu() for i in range(0, len(images), batch)])
+    parts = [torch.from_numpy(images[i : i + batch])[:, None] for i in range(0, len(images), batch)]
+    return torch.cat([diffusion.encode_images(components, part).cpu() for part in parts])
 
 
 def reconstruct(components: Components, images: np.ndarray, batch: int = 32) -> np.ndarray:
     """uint8 [N,S,S] through the codec and back."""
-    parts = [images[i : i + batch] for i in range(0, len(images), batch)]
-    return np.concatenate([diffusion.decode_latents(components, diffusion.encode_images(components, torch.from_numpy(part)[:, None])) for part in parts])
+    parts = [torch.from_numpy(images[i : i + batch])[:, None] for i in range(0, len(images), batch)]
+    return np.concatenate([diffusion.decode_latents(components, diffusion.encode_images(components, part)) for part in parts])
 
 
 def psnr_db(images: np.ndarray, decoded: np.ndarray) -> float:

@@ -17,7 +17,7 @@ from vhs.settings import DreamBooth
 
 FIELDS = ("token", "size", "subject", "source")
 
-# The first is DreamBooth.class_prompt without its token. The others keep the words meaning the same in another order, so that a user's own template works.
+# The first is DreamBooth.instance_prompt. In the others the words mean the same in another order, so that a user's own template works.
 TEMPLATES = (
     "photo of {token} {size} {subject} heart Cardiovascular Thoracic radiograph x-ray",
     "photo of {token} {subject} {size} heart Cardiovascular Thoracic radiograph x-ray",
@@ -27,13 +27,15 @@ TEMPLATES = (
     "{size} heart, {subject}, {token} thoracic radiograph",
     "photo of {token} {size} {subject} heart",
 )
-_OTHER_WORDS = "an in and on view left right lateral frontal canine patient scan hospital image picture film class cardiac vertebral source scanner"
+_OTHER_WORDS = (
+    "an in and on view left right lateral frontal canine patient scan hospital image picture film class cardiac vertebral source scanner"
+)
 
 
 def _fill(template: str, settings: DreamBooth, view: View, class_name: str, source: str | None) -> str:
     unknown = {field for _, field, _, _ in Formatter().parse(template) if field is not None} - set(FIELDS)
     if unknown:
-        raise ValueError(f"prompt template {template!r} uses {', '.join(sorted(map(repr, unknown)))}; its fields can be {', '.join(FIELDS)}")
+        raise ValueError(f"prompt template {template!r} uses {', '.join(sorted(map(repr, unknown)))}; fields can be {', '.join(FIELDS)}")
     if class_name not in CLASSES:
         raise ValueError(f"no prompt for class {class_name!r}: classes are {', '.join(CLASSES)}")
     return " ".join(template.format(token=settings.token, size=class_name, subject=view.subject, source=source or "").split())

@@ -1,4 +1,4 @@
-"""Images for (prompt, seed) pairs, one batch a call. Image i's noise comes from its own generator, so it does not depend on its neighbours' seeds.
+"""Images for (prompt, seed) pairs, one batch a call. Each image's noise comes from a generator of its own, whatever its neighbours are.
 
 The cost of a generated image is UNet calls: a second-order solver needs 20 where the study's PNDM took 50, and a batch shares each call.
 Which images share a batch is for the caller to fix: kernels round differently at other batch sizes, by a grey level here and there.
@@ -54,7 +54,7 @@ def sample(components: Components, prompts: list[str], seeds: list[int], size_px
     context = diffusion.embed(components, [""] * len(prompts) + list(prompts) if guided else list(prompts)).to(unet.dtype)
     for timestep in solver.timesteps:
         scaled = solver.scale_model_input(torch.cat([latents, latents]) if guided else latents, timestep)
-        prediction = unet(scaled.to(unet.dtype), timestep, context).sample.float()  # the solver's sums stay in float32 whatever the model's dtype
+        prediction = unet(scaled.to(unet.dtype), timestep, context).sample.float()  # the solver sums in float32 whatever the model's dtype
         if guided:
             free, prompted = prediction.chunk(2)
             prediction = free + settings.guidance * (prompted - free)

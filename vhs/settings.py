@@ -72,7 +72,8 @@ class DreamBooth(Section):
     """Fine-tuning of the base model on this run's training images; defaults are the study's Figure 1."""
 
     token: str = "sks"
-    instance_prompt: str = "photo of {token} {size} {subject} heart Cardiovascular Thoracic radiograph x-ray"  # fields: {token} {size} {subject} {source}
+    # prompts may name {token} {size} {subject} {source}; study: without {subject}, it had only dogs
+    instance_prompt: str = "photo of {token} {size} {subject} heart Cardiovascular Thoracic radiograph x-ray"
     class_prompt: str = "photo of {size} {subject} heart Cardiovascular Thoracic radiograph x-ray"
     prior_loss_weight: float = Field(1.0, ge=0)
     steps: int = Field(5000, ge=1)
@@ -134,11 +135,11 @@ class Pretraining(Section):
     first_phantom_seed: int = Field(10_000_000, ge=0)  # far from Phantoms.seed: no run's data repeats the base's phantoms
     resolution_px: int = Field(128, ge=32, multiple_of=32)
     codec_channels: tuple[int, ...] = (16, 32, 64, 64)  # one level each, so 8 times smaller latents
-    codec_steps: int = Field(7500, ge=0)
+    codec_steps: int = Field(5000, ge=0)
     codec_batch: int = Field(16, ge=4)
     codec_crop_px: int = Field(64, ge=32, multiple_of=32)
     codec_learning_rate: float = Field(1e-3, gt=0)
-    codec_head_start: float = Field(0.4, ge=0, le=1)  # share of the steps in which the decoder reads the linear targets, not the encoder's latents
+    codec_head_start: float = Field(0.4, ge=0, le=1)  # share of the steps with the decoder on the linear targets, not the encoder's latents
     unet_channels: tuple[int, ...] = (48, 96, 176)
     text_width: int = Field(96, ge=32)
     text_layers: int = Field(2, ge=1)
@@ -146,7 +147,7 @@ class Pretraining(Section):
     adapt_steps: int = Field(500, ge=0)  # of the denoiser, on the codec's own latents
     batch: int = Field(16, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
-    min_snr_gamma: float = Field(5.0, gt=0)
+    min_snr_gamma: float | None = None  # none: the heart's size is settled at noise levels that min-SNR all but switches off for v-prediction
     prompt_dropout: float = Field(0.1, ge=0, lt=1)
     ema_decay: float = Field(0.999, gt=0, lt=1)
     mixed_precision: Literal["no", "bf16"] = "no"  # bf16 pays on a GPU, and a quarter on a CPU with AVX512-BF16
