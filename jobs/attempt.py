@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from jobs import world
-from jobs.claim import Claim
+from jobs.claim import Claim, owner
 from jobs.config import Config
 from jobs.unit import Marker, Unit, commit, digest, read_marker
 from shards import crash, manifest
@@ -124,13 +126,16 @@ def work(url: str, config: Config, unit: Unit, claim: Claim | None = None, watch
         world.set_numerics(config.threads)
     scratch = _scratch(storage, config, unit)
     try:
+        began = time.monotonic()
         output = Output(scratch / "out", Progress(storage, unit, config, claim, scratch, watch))
         output.folder.mkdir()
         product = stage.work(config, Inputs(storage, unit), output)
         if world.rank() == 0:
             if claim:
                 claim.check()
-            commit(storage, unit, product, output.folder)
+            if commit(storage, unit, product, output.folder):
+                about = {**owner(), "stage": unit.stage, "unit": unit.path, "seconds": round(time.monotonic() - began, 3)}
+                storage.put(f"state/done/{unit.identity}.json", json.dumps(about).encode())
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

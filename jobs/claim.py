@@ -33,15 +33,16 @@ def _started(pid: int) -> str:
     return "" if fields[0] in "ZX" else fields[19]
 
 
-def _me() -> dict:
+def owner() -> dict:
+    """Who this process is, for others to see whether it still lives."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     return {"host": socket.gethostname(), "boot": boot.read_text().strip() if boot.exists() else "", "pid": os.getpid(), "started": _started(os.getpid())}
 
 
-def _dead(owner: dict) -> bool:
-    """Whether `owner` ran on this machine and is gone."""
-    me = _me()
-    return (owner["host"], owner["boot"]) == (me["host"], me["boot"]) and _started(owner["pid"]) != owner["started"]
+def _dead(other: dict) -> bool:
+    """Whether `other` ran on this machine and is gone."""
+    me = owner()
+    return (other["host"], other["boot"]) == (me["host"], me["boot"]) and _started(other["pid"]) != other["started"]
 
 
 class Claim:
@@ -60,17 +61,17 @@ class Claim:
         if numbers and not cls._overtakable(storage, f"{folder}{numbers[-1]:04d}", stale_s):
             return None
         attempt = numbers[-1] + 1 if numbers else 0
-        won = storage.commit(f"{folder}{attempt:04d}.json", json.dumps(_me()).encode())
+        won = storage.commit(f"{folder}{attempt:04d}.json", json.dumps(owner()).encode())
         crash.window("claim")
         return cls(storage, identity, attempt, heartbeat_s) if won else None
 
     @staticmethod
     def _overtakable(storage: Storage, name: str, stale_s: float) -> bool:
         try:
-            owner = json.loads(storage.read(f"{name}.json"))
+            other = json.loads(storage.read(f"{name}.json"))
         except FileNotFoundError:
             return True  # dropped between our listing and our reading
-        if _dead(owner):
+        if _dead(other):
             return True
         beat = storage.read(f"{name}.beat") if storage.exists(f"{name}.beat") else b""
         last, since = _seen.setdefault(name, (beat, time.monotonic()))

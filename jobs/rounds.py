@@ -25,7 +25,7 @@ def units(run, scope: str) -> list[Unit]:
         path = f"rounds/{scope}/{number:03d}.json"
         content = run.freeze(path, lambda: {"units": {name: [drawn[name] + i for i in range(settings.round_units)] for name in short},
                                             "accepted_before": accepted}, window="round-before-commit")
-        new = [generate.unit(run, scope, name, n) for name, numbers in content["units"].items() for n in numbers]
+        new = [generate.unit(run, scope, name, n) for name in CLASSES for n in content["units"].get(name, ())]
         listed += new
         labels = [label.unit(run, unit) for unit in new if run.done(unit)]
         if len(labels) < len(new) or not all(map(run.done, labels)):

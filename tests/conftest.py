@@ -1,0 +1,60 @@
+"""What tests share: real data, the command line as a process, and one undisturbed debug run that others are compared with."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get("VHS_TEST_DATA", ROOT.parent / "shared" / "data"))
+os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE", GOMP_SPINCOUNT="0", KMP_BLOCKTIME="0")
+BOOKKEEPING = ("state/", ".tmp/", "checkpoints/")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real radiographs."""
+    if not (DATA / "ctr" / "labels.csv").is_file():
+        pytest.skip(f"no real radiographs at {DATA}: set VHS_TEST_DATA")
+    return DATA
+
+
+def command(*arguments, environment: dict[str, str] | None = None, **options) -> subprocess.Popen:
+    """`vhs ARGUMENTS` as a process of its own."""
+    return subprocess.Popen([sys.executable, "-m", "jobs.cli", *map(str, arguments)], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                            env={**os.environ, **(environment or {})}, **options)
+
+
+def vhs(*arguments, environment: dict[str, str] | None = None, code: int | None = 0) -> str:
+    """Run `vhs ARGUMENTS` to its end -> what it printed. Its exit code must be `code` (None: any)."""
+    process = command(*arguments, environment=environment)
+    printed, _ = process.communicate(timeout=600)
+    assert code is None or process.returncode == code, f"vhs {' '.join(map(str, arguments))}: exit {process.returncode}, expected {code}\n{printed}"
+    return printed
+
+
+def committed(run: Path) -> dict[str, str]:
+    """Every committed file of a run with its sha256: shards, sidecars, labels, models, predictions, rounds, report."""
+    files = [file for file in sorted(run.rglob("*")) if file.is_file()]
+    names = {file.relative_to(run).as_posix(): file for file in files}
+    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in names.items() if not name.startswith(BOOKKEEPING)}
+
+
+def markers(run: Path) -> list[str]:
+    """Names of the committed units' markers."""
+    import re
+
+    return [name for name in committed(run) if re.search(r"-[0-9a-f]{12}\.(json|parquet)$", name)]
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory) -> Path:
+    """A finished, undisturbed debug run on phantoms. Read only."""
+    run = tmp_path_factory.mktemp("reference") / "run"
+    vhs("run", "debug/demo", "--out", run)
+    return run

@@ -1,0 +1,71 @@
+"""Claims: one worker a unit, dead and silent owners are overtaken, the overtaken stop."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import time
+
+import pytest
+
+from jobs.claim import Claim, Superseded, owner
+from shards.storage import open_storage
+
+QUICK = {"heartbeat_s": 0.05, "stale_s": 0.4}
+
+
+def _take(folder, barrier, won):
+    barrier.wait()
+    if Claim.take(open_storage(folder), "unit", **QUICK):
+        won.put(owner()["pid"])
+        time.sleep(1)  # alive while the others try
+
+
+def test_of_racing_processes_one_gets_the_claim(tmp_path):
+    spawn = multiprocessing.get_context("spawn")
+    barrier, won = spawn.Barrier(4), spawn.Queue()
+    processes = [spawn.Process(target=_take, args=(str(tmp_path), barrier, won)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert won.get(timeout=1) and won.empty()
+
+
+def test_a_live_claim_is_respected_and_gone_after_use(tmp_path):
+    storage = open_storage(tmp_path)
+    with Claim.take(storage, "unit", **QUICK):
+        for _ in range(4):  # longer than stale_s, but its heart beats
+            assert Claim.take(storage, "unit", **QUICK) is None
+            time.sleep(0.2)
+    assert storage.list("state/claims/") == []
+    assert Claim.take(storage, "unit", **QUICK).attempt == 0
+
+
+def test_a_claim_of_a_dead_process_here_is_overtaken_at_once(tmp_path):
+    storage = open_storage(tmp_path)
+    storage.commit("state/claims/unit/0000.json", json.dumps({**owner(), "started": "1"}).encode())  # this pid, but another process
+    assert Claim.take(storage, "unit", **QUICK).attempt == 1
+
+
+def test_a_silent_claim_of_another_machine_is_overtaken_after_it_stood_still(tmp_path):
+    storage = open_storage(tmp_path)
+    storage.commit("state/claims/unit/0000.json", json.dumps({**owner(), "host": "elsewhere"}).encode())
+    storage.put("state/claims/unit/0000.beat", b"1")
+    assert Claim.take(storage, "unit", **QUICK) is None
+    storage.put("state/claims/unit/0000.beat", b"2")
+    time.sleep(0.5)
+    assert Claim.take(storage, "unit", **QUICK) is None, "the beat changed since it was last seen"
+    time.sleep(0.5)
+    assert Claim.take(storage, "unit", **QUICK).attempt == 1
+
+
+def test_the_overtaken_attempt_stops_at_its_next_heartbeat(tmp_path):
+    storage = open_storage(tmp_path)
+    with Claim.take(storage, "unit", **QUICK) as claim:
+        claim.check()
+        storage.commit("state/claims/unit/0001.json", json.dumps({**owner(), "host": "elsewhere"}).encode())
+        time.sleep(0.3)
+        with pytest.raises(Superseded, match="attempt 0 was taken over"):
+            claim.check()
+    assert storage.list("state/claims/unit/") == ["state/claims/unit/0001.json"], "the newer claim is not ours to drop"

@@ -1,0 +1,92 @@
+"""The leak guard refuses by name, and says nothing on a clean run."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+
+from jobs import lineage
+from jobs.lineage import LeakError, guard
+from jobs.plan import reopen
+from shards import manifest
+
+ROWS = pd.DataFrame({"key": ["k1", "k2", "k3"], "generator": ["g1", "g1", "g2"], "labeller": ["l1", "l1", "l1"]})
+CLEAN = {"g1": {"patients_seen": ["ann", "bob"]}, "g2": {"patients_seen": ["bob"]}, "l1": {"patients_seen": ["ann"]}}
+HELD_OUT = frozenset({"eve", "dan"})
+
+
+def test_it_is_silent_on_clean_lineages():
+    guard(ROWS, CLEAN, HELD_OUT)
+    guard(ROWS.head(0), {}, HELD_OUT)
+
+
+@pytest.mark.parametrize(("maker", "role", "key"), [("g2", "generator", "k3"), ("g1", "generator", "k1"), ("l1", "labeller", "k1")])
+def test_a_maker_that_saw_a_held_out_patient_is_refused_by_name(maker, role, key):
+    leaking = {**CLEAN, maker: {"patients_seen": ["ann", "eve"]}}
+    with pytest.raises(LeakError, match=f"{key}.*{role} {maker} was trained on held-out patient eve"):
+        guard(ROWS, leaking, HELD_OUT)
+
+
+@pytest.mark.parametrize("records", [{k: v for k, v in CLEAN.items() if k != "g2"}, {**CLEAN, "g2": {}}])
+def test_an_image_without_lineage_is_refused_by_name(records):
+    with pytest.raises(LeakError, match="k3.*no lineage.*generator 'g2'"):
+        guard(ROWS, records, HELD_OUT)
+
+
+def test_a_missing_maker_is_no_lineage():
+    with pytest.raises(LeakError, match="k2.*no lineage"):
+        guard(ROWS.assign(labeller=["l1", None, "l1"]), CLEAN, HELD_OUT)
+
+
+@pytest.fixture(scope="module")
+def mixed(reference):
+    """The finished debug run, and the inputs its mixed arm had."""
+    from jobs.attempt import Inputs
+
+    run = reopen(str(reference))
+    (unit,) = [unit for unit in run.units("train") if unit.params["arm"] == "mixed"]
+    return run, Inputs(run.storage, unit)
+
+
+def test_a_real_run_is_clean_and_its_makers_recorded_what_they_saw(mixed):
+    run, inputs = mixed
+    scope = lineage.split_rows(inputs)
+    for role in ("generator", "labeller"):
+        facts = inputs.facts(role)
+        assert set(facts["keys_seen"]) == set(scope.training.key) and set(facts["patients_seen"]) == set(scope.training.patient)
+        assert not scope.held_out_patients & set(facts["patients_seen"])
+    generated = inputs.samples("generated").merge(inputs.table("labels"), on="key")
+    assert len(generated) > 0
+    guard(generated, {m.path: m.facts for role in ("generator", "labeller") for m in inputs.markers(role)}, scope.held_out_patients)
+
+
+def test_training_itself_refuses_a_planted_leak(mixed, tmp_path):
+    """The same inputs, but the generator's record names a test patient: the train stage must stop before it trains."""
+    from jobs.stages import train
+
+    run, inputs = mixed
+    leaked = sorted(lineage.split_rows(inputs).held_out_patients)[0]
+
+    class Planted(type(inputs)):
+        def markers(self, role):
+            found = super().markers(role)
+            return [SimpleNamespace(**{**vars(m), "facts": {**m.facts, "patients_seen": [*m.facts["patients_seen"], leaked]}}) for m in found] if role == "generator" else found
+
+        def table(self, role):  # every image accepted, so that there is something to refuse
+            found = super().table(role)
+            return found.assign(accepted=True) if role == "labels" else found
+
+    planted = Planted(inputs.storage, inputs._unit)
+    with pytest.raises(LeakError, match=f"held-out patient {leaked}"):
+        train.work(run.config, planted, None)
+
+
+def test_held_out_images_are_in_no_training_input(mixed):
+    run, inputs = mixed
+    scope = lineage.split_rows(inputs)
+    splits = manifest.read(run.storage, run.committed("split")[0]).to_pandas()
+    test = set(splits.key[splits.part == "test"])
+    assert test and test == set(scope.held_out.key)
+    assert not test & (set(scope.training.key) | set(scope.inner.key)) and not set(scope.training.key) & set(scope.inner.key)
