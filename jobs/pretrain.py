@@ -76,12 +76,9 @@ def training_set(settings: Pretraining, out: Path) -> tuple[np.ndarray, list[tup
 def assemble(settings: Pretraining, out: Path, init: str | None) -> Components:
     """The model as far as its stages have come: fresh or `init` weights, with the averages of every checkpoint in OUT laid over them."""
     fresh = pretraining.build(settings) if init is None else diffusion.load(PACKAGED if init == "packaged" else init)
-    for stage, names in (("codec", ("vae",)), ("denoiser", ("unet", "text_encoder")), ("adapt", ("unet", "text_encoder"))):
-        state = Saving(out / "training" / f"{stage}.pt").resume()
-        for name in names if state else ():
-            prefix = "" if stage == "codec" else f"{name}."
-            weights = {key.removeprefix(prefix): value for key, value in state["average"].items() if key.startswith(prefix)}
-            getattr(fresh, name).load_state_dict(weights)
+    for stage, network in (("codec", fresh.vae), ("denoiser", fresh.unet), ("adapt", fresh.unet)):
+        if state := Saving(out / "training" / f"{stage}.pt").resume():
+            network.load_state_dict(state["average"])
     return fresh
 
 
@@ -93,7 +90,7 @@ def codec(settings: Pretraining, out: Path, init: str | None, accelerator: Accel
 
 
 def denoiser(settings: Pretraining, out: Path, init: str | None, accelerator: Accelerator) -> None:
-    """Stage 2: UNet and text encoder on the linear targets, which are known before the codec is."""
+    """Stage 2: the UNet on the linear targets, which are known before the codec is."""
     components = assemble(settings, out, init).to(accelerator.device)
     images, names, basis = training_set(settings, out)
     parts = np.array_split(images, max(1, len(images) // 256))

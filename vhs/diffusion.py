@@ -1,8 +1,7 @@
 """The parts of a Stable Diffusion model as one value: load and save, images to latents and back, prompts to embeddings, the denoising loss.
 
 Works for any SD 1.x or 2.x folder or hub name and for the small base that ships with the package; nothing here assumes a size. Grey images
-travel as uint8 and meet the codec as three equal channels. Classes are imported from diffusers and transformers one by one: the full
-StableDiffusionPipeline import takes twice as long and every restarted process would pay it.
+travel as uint8 and meet the codec as three equal channels.
 """
 
 from __future__ import annotations
@@ -69,8 +68,8 @@ def load(folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dt
     parts = Components(
         tokenizer=CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"),
         text_encoder=CLIPTextModel.from_pretrained(folder, subfolder="text_encoder"),
-        unet=UNet2DConditionModel.from_pretrained(folder, subfolder="unet", low_cpu_mem_usage=False),
-        vae=AutoencoderKL.from_pretrained(folder, subfolder="vae", low_cpu_mem_usage=False),
+        unet=UNet2DConditionModel.from_pretrained(folder, subfolder="unet"),
+        vae=AutoencoderKL.from_pretrained(folder, subfolder="vae"),
         scheduler=DDPMScheduler.from_pretrained(folder, subfolder="scheduler"),
     )
     for module in parts.networks.values():

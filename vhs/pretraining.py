@@ -34,6 +34,7 @@ from vhs.training import generator
 LATENT_CHANNELS = 4
 _PROMPT_TOKENS = 32
 _LATENT_NOISE = 0.05  # of a latent's unit variance: what the encoder's posterior spreads to, and what the decoder must shrug off
+_WORD_STD = 0.5  # of word embeddings: as large as what the layers add, so that each position of the text encoder's output still tells its word
 _WARMUP_STEPS = 200
 
 
@@ -96,6 +97,7 @@ def build(settings: Pretraining) -> Components:
             num_hidden_layers=settings.text_layers, num_attention_heads=4, max_position_embeddings=_PROMPT_TOKENS,
             bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
         ))
+        nn.init.normal_(text_encoder.get_input_embeddings().weight, std=_WORD_STD)
         unet = UNet2DConditionModel(
             sample_size=settings.resolution_px // 2 ** (levels - 1), in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS,
             block_out_channels=settings.unet_channels, layers_per_block=1, cross_attention_dim=width,
@@ -221,7 +223,11 @@ def train_denoiser(
     components: Components, latents: torch.Tensor, names: list[tuple[str, str]], settings: Pretraining, steps: int, learning_rate: float,
     accelerator: Accelerator, progress: Progress,
 ) -> None:  # fmt: skip
-    """Trains components.unet and components.text_encoder in place on latents [N,C,h,w]; names[i] = (view, class) of sample i."""
+    """Trains components.unet in place on latents [N,C,h,w]; names[i] = (view, class) of sample i.
+
+    The text encoder keeps its random weights. They tell a few dozen words apart, which is all that is asked of them; when it was trained
+    along, it sorted prompts by their subject alone within a thousand steps and the word for the size was lost for good.
+    """
 
     def loss(step: int) -> tuple[torch.Tensor, dict]:
         rng = np.random.default_rng([settings.seed, 3, step])
@@ -233,11 +239,12 @@ def train_denoiser(
         timesteps = torch.from_numpy((levels * components.scheduler.config.num_train_timesteps).astype(np.int64)).to(accelerator.device)
         clean = latents[torch.from_numpy(chosen)].to(accelerator.device)
         noise = torch.randn(clean.shape, generator=generator(settings.seed, 4, step)).to(clean)
-        each = diffusion.denoising_loss(components, clean, diffusion.embed(components, texts), noise, timesteps, settings.min_snr_gamma)
+        with torch.no_grad():
+            embeddings = diffusion.embed(components, texts)
+        each = diffusion.denoising_loss(components, clean, embeddings, noise, timesteps, settings.min_snr_gamma)
         return each.mean(), {"loss": each.detach().mean()}
 
-    both = nn.ModuleDict({"unet": components.unet, "text_encoder": components.text_encoder})
-    optimise(both, loss, steps, learning_rate, settings.ema_decay, accelerator, progress)
+    optimise(components.unet, loss, steps, learning_rate, settings.ema_decay, accelerator, progress)
 
 
 def class_names(points: np.ndarray, view: str) -> list[tuple[str, str]]:
