@@ -86,6 +86,7 @@ def save(components: Components, folder: str | Path, dtype: torch.dtype = torch.
     for name, module in components.networks.items():
         copy.deepcopy(module).to("cpu", dtype).save_pretrained(folder / name, safe_serialization=True)
         _forget_origin(folder / name / "config.json")
+    _open_in_float32(folder / "text_encoder" / "config.json")
     components.tokenizer.save_pretrained(folder / "tokenizer")
     _forget_origin(folder / "tokenizer" / "tokenizer_config.json")
     components.scheduler.save_pretrained(folder / "scheduler")
@@ -99,6 +100,12 @@ def _forget_origin(config_file: Path) -> None:
     for key in (*_ORIGIN, *_LAST_CALL):
         config.pop(key, None)
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _open_in_float32(config_file: Path) -> None:
+    """transformers opens a model in the precision its config names, diffusers in float32: a plain `from_pretrained` would mix the two."""
+    config = json.loads(config_file.read_text())
+    config_file.write_text(json.dumps({**config, "dtype": "float32"}, indent=2, sort_keys=True) + "\n")
 
 
 def as_input(images: torch.Tensor, like: torch.nn.Module) -> torch.Tensor:

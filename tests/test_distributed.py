@@ -1,0 +1,118 @@
+"""Two real gloo processes: data that does not divide evenly ends, each sample is trained on and answered once, and checkpoints resume."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from jobs import batches, world
+from shards import manifest
+from shards.sample import Sample, sample_key
+from shards.storage import open_storage
+from shards.writer import commit_shard
+from vhs.settings import Classifier
+
+IMAGES, BATCH = 23, 6  # 4 global batches, the last of 5: ranks get 3 and 2
+
+
+def _dataset(folder):
+    import pyarrow as pa
+
+    from vhs.radiograph import encode_png
+
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 255, (32, 32), dtype=np.uint8) for _ in range(IMAGES)]
+    samples = [Sample(sample_key(encode_png(image)), {"png": encode_png(image)}) for image in images]
+    columns = pa.table({"label": [n % 3 for n in range(IMAGES)]})
+    commit_shard(open_storage(folder), "real", 0, "0" * 12, samples, columns, {}, folder / "scratch")
+
+
+def _rank(folder: str, out: str):
+    """One rank: train an epoch and a half, then predict; rank r writes what it trained on, rank 0 the joined predictions and the weights' sum."""
+    import torch
+
+    from vhs import training
+    from vhs.checkpoint import Silent
+    from vhs.networks import build_classifier
+
+    torch.set_num_threads(1)
+    storage = open_storage(folder)
+    rows = manifest.load(storage, "real").to_pandas()
+    accelerator = world.accelerator("cpu")
+    epochs = batches.Epochs(storage, rows, BATCH, batches.shuffled(len(rows), seed=3))
+    trained = []
+
+    def noted(epoch, start):
+        for batch in epochs(epoch, start):
+            trained.append([epoch, [key for key, weight in zip(batch["key"], batch["weight"].tolist()) if weight]])
+            yield batch
+
+    settings = Classifier(model="resnet10t", weights="scratch", head_hidden=0, drop_rate=0.0, size_px=32)
+    model = training.fit(build_classifier(settings, seed=0), training.cross_entropy(), noted, steps=6, steps_per_epoch=epochs.steps, learning_rate=1e-3,
+                         weight_decay=0.0, accelerator=accelerator, progress=Silent(), seed=0)
+    found = training.predict(model, batches.Epochs(storage, rows, BATCH, lambda epoch: np.arange(len(rows)))(0, 0), accelerator)
+    weights = torch.cat([p.detach().ravel() for p in model.parameters()])
+    record = {"trained": trained, "predicted": found["key"], "weights": [float(weights.sum()), float(weights.abs().sum())], "ranks": accelerator.num_processes}
+    with open(f"{out}/rank-{world.rank()}.json", "w") as file:
+        json.dump(record, file)
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What two ranks and, on the same data, one rank recorded."""
+    folder = tmp_path_factory.mktemp("distributed")
+    _dataset(folder)
+    records = {}
+    for number in (2, 1):
+        out = folder / f"ranks-{number}"
+        out.mkdir()
+        if number > 1:
+            world.launch(number, _rank, str(folder), str(out))
+        else:
+            _rank(str(folder), str(out))
+        records[number] = [json.loads((out / f"rank-{rank}.json").read_text()) for rank in range(number)]
+    return records, set(manifest.load(open_storage(folder), "real").to_pandas().key)
+
+
+def test_two_ranks_train_on_every_sample_once_an_epoch(ranks):
+    records, keys = ranks
+    assert [record["ranks"] for record in records[2]] == [2, 2]
+    assert len({len(record["trained"]) for record in records[2]}) == 1, "ranks took different numbers of steps"
+    first_epoch = [key for record in records[2] for epoch, batch in record["trained"] if epoch == 0 for key in batch]
+    print(f"epoch 0 on two ranks: {len(first_epoch)} samples, {[sum(len(b) for e, b in r['trained'] if e == 0) for r in records[2]]} a rank")
+    assert len(first_epoch) == IMAGES and set(first_epoch) == keys
+
+
+def test_predictions_are_joined_once(ranks):
+    records, keys = ranks
+    for record in records[2]:
+        assert len(record["predicted"]) == IMAGES and set(record["predicted"]) == keys
+
+
+def test_both_ranks_end_with_the_same_weights(ranks):
+    first, second = ranks[0][2]
+    assert first["weights"] == second["weights"]
+
+
+def test_global_batches_do_not_depend_on_the_number_of_ranks(ranks):
+    one, two = (pd.DataFrame([(step, key) for record in ranks[0][n] for step, (_, batch) in enumerate(record["trained"]) for key in batch], columns=["step", "key"])
+                for n in (1, 2))
+    assert one.groupby("step").key.apply(sorted).tolist() == two.groupby("step").key.apply(sorted).tolist()
+
+
+def test_a_run_with_two_ranks_resumes_after_a_kill(tmp_path):
+    """The classifier stage of the debug run on two ranks, its rank 0 killed in the middle of training, then finished by the same command."""
+    from conftest import committed, vhs
+
+    overrides = ["classifier.ranks=2", "arms=[real]", "generation.quota=1", "generation.max_rounds=1", "generation.unit_images=2", "generation.batch=2", "dreambooth.steps=1",
+                 "priors.images=3", "priors.steps=1", "generation.steps=1", "labeller.steps=0"]
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    printed = vhs("run", "debug/demo", *overrides, "--out", killed, environment={"VHS_CRASH_AT": "training-step:5"}, code=1)
+    assert "train" in printed and not list(killed.glob("classifier/real/split/*.json")) and list(killed.glob("checkpoints/*/*.pt")), printed
+    vhs("run", "debug/demo", *overrides, "--out", killed)
+    vhs("run", "debug/demo", *overrides, "--out", whole)
+    ours, theirs = committed(killed), committed(whole)
+    assert len(theirs) > 0 and {n for n in theirs if ours[n] != theirs[n]} == set(), "two ranks repeat themselves on one machine"
