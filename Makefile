@@ -5,6 +5,7 @@ export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 export KMP_BLOCKTIME ?= 0
+TEST_WORKERS ?= 2
 
 .PHONY: demo test test-slow lint clean
 
@@ -12,10 +13,10 @@ demo: $(VENV)/.installed  ## phantoms to report on this machine
 	$(VENV)/bin/vhs run demo --out runs/demo
 
 test: $(VENV)/.installed-test  ## every test but the slow ones
-	$(VENV)/bin/python -m pytest -m "not slow"
+	$(VENV)/bin/python -m pytest -m "not slow" -n $(TEST_WORKERS) --dist loadfile
 
 test-slow: $(VENV)/.installed-test  ## the rest: each crash window alone, real data end to end
-	$(VENV)/bin/python -m pytest -m slow
+	$(VENV)/bin/python -m pytest -m slow -n $(TEST_WORKERS)
 
 lint: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from jobs import world
-from jobs.claim import Claim, owner
+from jobs.claim import Claim, Superseded, owner
 from jobs.config import Config
 from jobs.unit import Marker, Unit, commit, digest, read_marker
 from shards import crash, manifest
@@ -108,6 +108,8 @@ def attempt(url: str, config: Config, unit: Unit, watch: Watch | None = None) ->
                 world.launch(unit.ranks, work, url, config, unit)
             else:
                 work(url, config, unit, claim, watch)
+        except Superseded:
+            return "busy"
         except Exception:
             storage.put(f"state/failures/{unit.identity}.txt", f"{unit.stage} {unit.path}\n{traceback.format_exc()}".encode())
             raise

@@ -102,7 +102,7 @@ def verify(url: Annotated[str, typer.Argument(metavar="RUN|DATASET", help="A run
 
     shards, samples, findings = verify_all(url, full)
     for finding in findings:
-        console.print(f"[{'red' if finding.error else 'yellow'}]{finding.path}[/]: {finding.what}. To do: {finding.to_do}")
+        console.print(f"[{'red' if finding.error else 'yellow'}]{finding.path}[/]: {finding.what}. To do: {finding.to_do}", soft_wrap=True)
     console.print(f"{shards} shards, {samples} samples, {sum(f.error for f in findings)} errors, {sum(not f.error for f in findings)} remarks")
     raise typer.Exit(1 if any(finding.error for finding in findings) else 0)
 
@@ -183,7 +183,7 @@ def ingest(
     for marker in (opened.marker(path) for path in opened.committed("ingest")):
         console.print(f"{marker.facts['images']} images: " + ", ".join(f"{n} {name}" for name, n in marker.facts["classes"].items()))
         for reject in marker.facts["rejects"]:
-            console.print(f"[yellow]rejected[/] {reject['file']}: {reject['reason']}")
+            console.print(f"[yellow]rejected[/] {reject['file']}: {reject['reason']}", soft_wrap=True)
 
 
 @app.command()

@@ -13,7 +13,6 @@ from importlib.metadata import version
 
 from jobs.config import Config, changed
 from jobs.unit import Marker, Unit, read_marker
-from shards import crash
 from shards.storage import open_storage
 
 FORMAT = 1  # of a run folder
@@ -91,6 +90,7 @@ def start(config: Config, out: str) -> Run:
         plan = {"format": FORMAT, "vhs": version("vhs"), "science": config.science, "analysis": run.analysis}
         run.storage.commit("plan.json", json.dumps(plan, sort_keys=True, indent=1).encode(), crash_window="plan-before-commit")
     check(config, out)
+    run.storage.sweep(older_than_s=24 * 3600)
     run.storage.put("state/execution.json", json.dumps(config.execution.model_dump(mode="json"), indent=1).encode())
     return run
 

@@ -24,6 +24,20 @@ def real_data() -> Path:
     return DATA
 
 
+@pytest.fixture
+def figure(record_property):
+    """Say a measured figure: it stands at the end of the test session's output, whichever process ran the test."""
+    return lambda text: record_property("figure", text)
+
+
+def pytest_terminal_summary(terminalreporter):
+    said = [(report.nodeid, value) for report in terminalreporter.stats.get("passed", []) for name, value in report.user_properties if name == "figure"]
+    if said:
+        terminalreporter.section("figures")
+        for test, text in said:
+            terminalreporter.line(f"{test.partition('/')[2]}: {text}")
+
+
 def command(*arguments, environment: dict[str, str] | None = None, **options) -> subprocess.Popen:
     """`vhs ARGUMENTS` as a process of its own."""
     return subprocess.Popen([sys.executable, "-m", "jobs.cli", *map(str, arguments)], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

@@ -77,12 +77,12 @@ def ranks(tmp_path_factory):
     return records, set(manifest.load(open_storage(folder), "real").to_pandas().key)
 
 
-def test_two_ranks_train_on_every_sample_once_an_epoch(ranks):
+def test_two_ranks_train_on_every_sample_once_an_epoch(ranks, figure):
     records, keys = ranks
     assert [record["ranks"] for record in records[2]] == [2, 2]
     assert len({len(record["trained"]) for record in records[2]}) == 1, "ranks took different numbers of steps"
     first_epoch = [key for record in records[2] for epoch, batch in record["trained"] if epoch == 0 for key in batch]
-    print(f"epoch 0 on two ranks: {len(first_epoch)} samples, {[sum(len(b) for e, b in r['trained'] if e == 0) for r in records[2]]} a rank")
+    figure(f"epoch 0 on two ranks: {len(first_epoch)} samples, {[sum(len(b) for e, b in r['trained'] if e == 0) for r in records[2]]} a rank")
     assert len(first_epoch) == IMAGES and set(first_epoch) == keys
 
 

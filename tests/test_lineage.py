@@ -53,9 +53,9 @@ def mixed(reference):
 def test_a_real_run_is_clean_and_its_makers_recorded_what_they_saw(mixed):
     run, inputs = mixed
     scope = lineage.split_rows(inputs)
-    for role in ("generator", "labeller"):
+    for role, rows in (("generator", scope.training), ("labeller", pd.concat([scope.training, scope.inner]))):  # the labeller's thresholds see inner too
         facts = inputs.facts(role)
-        assert set(facts["keys_seen"]) == set(scope.training.key) and set(facts["patients_seen"]) == set(scope.training.patient)
+        assert set(facts["keys_seen"]) == set(rows.key) and set(facts["patients_seen"]) == set(rows.patient)
         assert not scope.held_out_patients & set(facts["patients_seen"])
     generated = inputs.samples("generated").merge(inputs.table("labels"), on="key")
     assert len(generated) > 0

@@ -6,8 +6,8 @@ import json
 import shutil
 
 import pytest
-
 from conftest import committed, markers, vhs
+
 from jobs.plan import invalidated
 
 

@@ -8,8 +8,8 @@ import shutil
 import signal
 
 import pytest
-
 from conftest import command, committed, markers, vhs
+
 from shards import crash
 
 # Where a run is killed: (window, passage counted from the start of the process), by the part of the run it falls into when the parts before are done
@@ -33,13 +33,13 @@ def interrupt(run, where: str, total: int) -> int:
     return done
 
 
-def assert_same(run, reference, what: str):
+def assert_same(run, reference, what: str, figure):
     """Every committed file of `run` has the reference's sha256, and there is no other."""
     ours, theirs = committed(run), committed(reference)
     assert len(theirs) > 0 and ours.keys() == theirs.keys(), sorted(ours.keys() ^ theirs.keys())
     different = [name for name in theirs if ours[name] != theirs[name]]
     kinds = {suffix: sum(name.endswith(suffix) for name in theirs) for suffix in (".tar", ".parquet", ".json", ".safetensors")}
-    print(f"{what}: compared {len(theirs)} files {kinds}, {len(different)} differ")
+    figure(f"{what}: compared {len(theirs)} files {kinds}, {len(different)} differ")
     assert not different, different
 
 
@@ -48,22 +48,22 @@ def test_the_windows_are_those_of_the_code():
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_killed_four_times_and_resumed(seed, reference, tmp_path):
+def test_killed_four_times_and_resumed(seed, reference, tmp_path, figure):
     total, run = len(markers(reference)), tmp_path / "run"
     chance = random.Random(seed)
     kills = [chance.choice(part) for part in PARTS]
     done = [interrupt(run, where, total) for where in kills]
     vhs("run", "debug/demo", "--out", run)
-    assert_same(run, reference, f"seed {seed}: killed at {', '.join(f'{k} with {n} of {total} units done' for k, n in zip(kills, done))}")
+    assert_same(run, reference, f"seed {seed}: killed at {', '.join(f'{k} with {n} of {total} units done' for k, n in zip(kills, done))}", figure)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("where", WINDOWS)
-def test_killed_once_in_each_window(where, reference, tmp_path):
+def test_killed_once_in_each_window(where, reference, tmp_path, figure):
     run = tmp_path / "run"
     done = interrupt(run, where, len(markers(reference)))
     vhs("run", "debug/demo", "--out", run)
-    assert_same(run, reference, f"killed at {where} with {done} of {len(markers(reference))} units done")
+    assert_same(run, reference, f"killed at {where} with {done} of {len(markers(reference))} units done", figure)
 
 
 def test_a_finished_run_does_nothing(reference, tmp_path):
@@ -75,23 +75,23 @@ def test_a_finished_run_does_nothing(reference, tmp_path):
     assert {name: (run / name).stat().st_mtime_ns for name in markers(run)} == before
 
 
-def test_two_starts_at_once_share_the_work(reference, tmp_path):
+def test_two_starts_at_once_share_the_work(reference, tmp_path, figure):
     run = tmp_path / "run"
     both = [command("run", "debug/demo", "--out", run) for _ in range(2)]
     for process in both:
         printed, _ = process.communicate(timeout=600)
         assert process.returncode == 0, printed
-    assert_same(run, reference, "two at once")
+    assert_same(run, reference, "two at once", figure)
     records = [json.loads(file.read_text()) for file in (run / "state" / "done").iterdir()]
     by = {process.pid: sum(record["pid"] == process.pid for record in records) for process in both}
-    print(f"units committed by each process: {by}")
+    figure(f"units committed by each process: {by}")
     assert sum(by.values()) == len(records) == len(markers(run)), "a unit was committed twice, or by nobody"
     assert all(by.values()), "one of the two did nothing"
 
 
-def test_a_lost_worker_is_said_and_the_run_goes_on(reference, tmp_path):
+def test_a_lost_worker_is_said_and_the_run_goes_on(reference, tmp_path, figure):
     run = tmp_path / "run"
     printed = vhs("run", "debug/demo", "execution.workers=2", "--out", run, environment={"VHS_CRASH_AT": "tar-half-written:1"}, code=1)
     assert "a worker process died" in printed
     vhs("run", "debug/demo", "execution.workers=2", "--out", run)
-    assert_same(run, reference, "two workers, one of them killed")
+    assert_same(run, reference, "two workers, one of them killed", figure)

@@ -9,8 +9,8 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-
 from conftest import markers, vhs
+
 from jobs.plan import reopen
 from shards import manifest
 from shards.storage import open_storage

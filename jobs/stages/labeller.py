@@ -1,4 +1,5 @@
-"""labeller: the key-point network of a scope, fine-tuned on that scope's training images, its verdict thresholds fitted on them.
+"""labeller: the key-point network of a scope, fine-tuned on that scope's training images; its verdict thresholds are fitted on them and
+on the scope's inner validation.
 
 It records the keys and patients it saw: the leak guard (jobs/lineage.py) holds generated images it labelled against them.
 """
@@ -23,6 +24,9 @@ def units(run) -> list[Unit]:
 def work(config, inputs, output) -> Files:
     from dataclasses import replace
 
+    import numpy as np
+    import pandas as pd
+
     from jobs import batches, lineage, models, world
     from vhs.labelling import Labeller, fine_tune, fit_thresholds
 
@@ -36,7 +40,9 @@ def work(config, inputs, output) -> Files:
         accelerator = world.accelerator(config.execution.device)
         epochs = batches.Epochs(inputs.storage, pointed, settings.batch, batches.shuffled(len(pointed), settings.seed), points_at=config.resolution)
         labeller = fine_tune(labeller, epochs, settings, steps_per_epoch=epochs.steps, accelerator=accelerator, progress=output.progress)
-    images = batches.load_images(inputs.storage, real.training)
-    measured = labeller.measure(images, real.training.key.tolist(), passes=settings.passes)
+    known = pd.concat([real.training, real.inner], ignore_index=True)
+    measured = labeller.measure(batches.load_images(inputs.storage, known), known.key.tolist(), passes=settings.passes)
+    error = np.abs(measured.index - known["index"])[len(real.training):]
     replace(labeller, thresholds=fit_thresholds(measured, settings.keep_quantile)).save(output.folder)
-    return Files({"scope": inputs.params["scope"], "fine_tuned_on": len(pointed) if settings.steps else 0, **lineage.seen(real.training)})
+    return Files({"scope": inputs.params["scope"], "fine_tuned_on": len(pointed) if settings.steps else 0, "inner_images": len(real.inner),
+                  "inner_index_mae": None if error.isna().all() else float(error.mean()), **lineage.seen(known)})
