@@ -62,7 +62,9 @@ class Epochs:
 
         from vhs.radiograph import decode_png
 
-        for indices, weights, total, data in reader.stream(self._shards, self._order(epoch), self._batch, world.rank(), world.size(), start, workers=1):
+        for indices, weights, total, data in reader.stream(
+            self._shards, self._order(epoch), self._batch, world.rank(), world.size(), start, workers=1
+        ):
             images = torch.from_numpy(np.stack([decode_png(item) for item in data]))[:, None]
             batch = {name: tensor[torch.from_numpy(indices)] for name, tensor in self._tensors.items()}
             if self._prompts is not None:

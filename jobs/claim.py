@@ -36,7 +36,12 @@ def _started(pid: int) -> str:
 def owner() -> dict:
     """Who this process is, for others to see whether it still lives."""
     boot = Path("/proc/sys/kernel/random/boot_id")
-    return {"host": socket.gethostname(), "boot": boot.read_text().strip() if boot.exists() else "", "pid": os.getpid(), "started": _started(os.getpid())}
+    return {
+        "host": socket.gethostname(),
+        "boot": boot.read_text().strip() if boot.exists() else "",
+        "pid": os.getpid(),
+        "started": _started(os.getpid()),
+    }
 
 
 def _dead(other: dict) -> bool:

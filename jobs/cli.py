@@ -12,22 +12,33 @@ from rich.table import Table as Grid
 
 from jobs import world
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False,
-                  help="Does generating radiographs help when few are labelled? Fine-tune, generate, measure, train, compare: one config, one answer with an interval.\n\n"
-                       "Start with **vhs run demo**. Research use, not for diagnosis.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Does generating radiographs help when few are labelled? Fine-tune, generate, measure, train, compare: one config, one answer with an interval.\n\n"
+    "Start with **vhs run demo**. Research use, not for diagnosis.",
+)
 console = Console(stderr=True)
 
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run.")]
-Overrides = Annotated[Optional[list[str]], typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, dotted: classifier.epochs=20")]
+Overrides = Annotated[
+    Optional[list[str]], typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, dotted: classifier.epochs=20")
+]
 
 
 @app.command()
 def run(
-    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of one that comes with vhs: demo, ctr, debug/demo, debug/ctr.")],
+    config: Annotated[
+        str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of one that comes with vhs: demo, ctr, debug/demo, debug/ctr.")
+    ],
     overrides: Overrides = None,
     out: Annotated[Optional[str], typer.Option(help="The run's folder; default runs/CONFIG. The same folder again resumes.")] = None,
     on: Annotated[str, typer.Option(help="Where units run. In this version: local.")] = "local",
-    reuse: Annotated[Optional[str], typer.Option(help="Another run whose finished units are taken over where they are the same work.")] = None,
+    reuse: Annotated[
+        Optional[str], typer.Option(help="Another run whose finished units are taken over where they are the same work.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the config, say what would be done, do nothing.")] = False,
 ):
     """Run the whole pipeline, or go on with it: the same command again resumes.
@@ -52,7 +63,10 @@ def run(
 
 
 @app.command()
-def stage(name: Annotated[str, typer.Argument(help="ingest, split, labeller, priors, dreambooth, generate, label, train, evaluate or report.")], run: RunArgument):
+def stage(
+    name: Annotated[str, typer.Argument(help="ingest, split, labeller, priors, dreambooth, generate, label, train, evaluate or report.")],
+    run: RunArgument,
+):
     """Bring a run up to and including one stage."""
     from jobs import config as configuration
     from jobs import plan
@@ -79,8 +93,10 @@ def status(run: RunArgument):
         grid.add_row(row.name, "" if row.total is None else f"{row.done} of {row.total}", running, ", ".join(row.failed))
     Console().print(grid)
     for scope, counts in generation(opened).items():
-        Console().print(f"generated for {scope}: {counts['accepted']} of {counts['produced']} accepted ({counts['accepted'] / max(1, counts['produced']):.0%}), "
-                        + ", ".join(f"{counts.get(name, 0)} of {opened.config.generation.quota} {name}" for name in ("small", "normal", "large")))
+        Console().print(
+            f"generated for {scope}: {counts['accepted']} of {counts['produced']} accepted ({counts['accepted'] / max(1, counts['produced']):.0%}), "
+            + ", ".join(f"{counts.get(name, 0)} of {opened.config.generation.quota} {name}" for name in ("small", "normal", "large"))
+        )
 
 
 @app.command()
@@ -95,15 +111,19 @@ def report(run: RunArgument):
 
 
 @app.command()
-def verify(url: Annotated[str, typer.Argument(metavar="RUN|DATASET", help="A run, or any folder of shards.")],
-           full: Annotated[bool, typer.Option("--full", help="Read every byte and compare every sha256.")] = False):
+def verify(
+    url: Annotated[str, typer.Argument(metavar="RUN|DATASET", help="A run, or any folder of shards.")],
+    full: Annotated[bool, typer.Option("--full", help="Read every byte and compare every sha256.")] = False,
+):
     """Is everything that was committed still there, once, and whole?"""
     from jobs.inspect import verify_all
 
     shards, samples, findings = verify_all(url, full)
     for finding in findings:
         console.print(f"[{'red' if finding.error else 'yellow'}]{finding.path}[/]: {finding.what}. To do: {finding.to_do}", soft_wrap=True)
-    console.print(f"{shards} shards, {samples} samples, {sum(f.error for f in findings)} errors, {sum(not f.error for f in findings)} remarks")
+    console.print(
+        f"{shards} shards, {samples} samples, {sum(f.error for f in findings)} errors, {sum(not f.error for f in findings)} remarks"
+    )
     raise typer.Exit(1 if any(finding.error for finding in findings) else 0)
 
 
@@ -126,7 +146,12 @@ def regenerate(run: RunArgument, key: Annotated[str, typer.Argument(help="Key of
 
 @app.command()
 def predict(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="canine_lateral or human_frontal (the labeller that comes with vhs), a labeller's folder, or a run.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="canine_lateral or human_frontal (the labeller that comes with vhs), a labeller's folder, or a run."
+        ),
+    ],
     files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="PNG, JPEG, TIFF or DICOM.")],
     out: Annotated[Path, typer.Option(help="The table to write.")] = Path("predictions.csv"),
     overlay: Annotated[Optional[Path], typer.Option(help="A folder for pictures of the measurements.")] = None,
@@ -141,8 +166,11 @@ def predict(
     if overlay:
         prediction.write_overlays(found, labeller.view, overlay)
     for item in found:
-        console.print(f"{Path(item.file).name}: " + (f"{labeller.view.index} {item.index:.2f} +- {item.spread:.2f} {item.label}" if item.points is not None else "")
-                      + (f" [yellow]{item.note}[/]" if item.note else ""))
+        console.print(
+            f"{Path(item.file).name}: "
+            + (f"{labeller.view.index} {item.index:.2f} +- {item.spread:.2f} {item.label}" if item.points is not None else "")
+            + (f" [yellow]{item.note}[/]" if item.note else "")
+        )
     console.print(f"{out}" + (f", pictures in {overlay}" if overlay else ""))
     raise typer.Exit(0 if any(item.points is not None for item in found) else 1)
 
@@ -213,8 +241,10 @@ def _dry_run(settings, out: str):
     from jobs import drive, plan
     from shards.storage import open_storage
 
-    console.print(f"{settings.name}: {settings.view} at {settings.resolution} px, arms {', '.join(settings.arms)}, seeds {', '.join(map(str, settings.seeds))}, "
-                  f"{settings.split.folds or 'no'} folds -> {out}")
+    console.print(
+        f"{settings.name}: {settings.view} at {settings.resolution} px, arms {', '.join(settings.arms)}, seeds {', '.join(map(str, settings.seeds))}, "
+        f"{settings.split.folds or 'no'} folds -> {out}"
+    )
     if open_storage(out).exists("plan.json"):
         plan.check(settings, out)
         left = drive.frontier(plan.Run(out, settings))

@@ -34,7 +34,9 @@ class Local:
         self._pool = None
         if config.execution.workers > 1:
             spawn = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(config.execution.workers, mp_context=spawn, initializer=_worker, initargs=(config.threads, os.getpid()))
+            self._pool = ProcessPoolExecutor(
+                config.execution.workers, mp_context=spawn, initializer=_worker, initargs=(config.threads, os.getpid())
+            )
 
     def __enter__(self) -> Local:
         return self
@@ -54,7 +56,9 @@ class Local:
             for future in as_completed(futures):
                 yield future.result()
         except BrokenProcessPool:
-            raise RuntimeError("a worker process died (killed, or out of memory): nothing is lost, the same command goes on where it stopped") from None
+            raise RuntimeError(
+                "a worker process died (killed, or out of memory): nothing is lost, the same command goes on where it stopped"
+            ) from None
 
 
 def _outcome(url: str, config: Config, unit: Unit, watch: Watch | None = None) -> Outcome:

@@ -13,8 +13,16 @@ class Display(Show):
     """One bar a stage: units done of all units known; beside it the training step that this process is at."""
 
     def __init__(self, console: Console):
-        self._bars = Progress(SpinnerColumn(), TextColumn("{task.description:>10}"), BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[word]}"),
-                              console=console, disable=not console.is_terminal)
+        self._bars = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description:>10}"),
+            BarColumn(30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[word]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
         self._console, self._tasks, self._current = console, {}, ""
 
     def __enter__(self) -> Display:

@@ -20,8 +20,15 @@ class Failed(Exception):
 
     def __init__(self, outcomes: list[Outcome], url: str):
         last = {outcome.error.strip().splitlines()[-1]: outcome for outcome in outcomes}
-        lines = [f"{sum(o.error.strip().splitlines()[-1] == reason for o in outcomes)} x {outcome.unit.stage} ({outcome.unit.path}): {reason}" for reason, outcome in last.items()]
-        super().__init__(f"{len(outcomes)} units failed:\n  " + "\n  ".join(lines) + f"\nTracebacks are in {url}/state/failures. The same command tries again.")
+        lines = [
+            f"{sum(o.error.strip().splitlines()[-1] == reason for o in outcomes)} x {outcome.unit.stage} ({outcome.unit.path}): {reason}"
+            for reason, outcome in last.items()
+        ]
+        super().__init__(
+            f"{len(outcomes)} units failed:\n  "
+            + "\n  ".join(lines)
+            + f"\nTracebacks are in {url}/state/failures. The same command tries again."
+        )
 
 
 class Show:
@@ -80,5 +87,10 @@ def publish(run: Run):
             run.storage.put(f"report/{name}", run.storage.read(f"{folder}/{name}"))
     for folder in sorted({name.rpartition("/")[0] for name in run.names if name.endswith(".tar")}):
         manifest.write_shards_txt(run.storage, folder)
-    rejects = [reject for name in run.names if name.startswith("real/") and name.endswith(".parquet") for reject in run.marker(name).facts["rejects"]]
+    rejects = [
+        reject
+        for name in run.names
+        if name.startswith("real/") and name.endswith(".parquet")
+        for reject in run.marker(name).facts["rejects"]
+    ]
     run.storage.put("real/rejects.json", json.dumps(rejects, indent=1).encode())

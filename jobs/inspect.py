@@ -40,7 +40,11 @@ def _marker_findings(run: plan.Run, full: bool) -> list[Finding]:
             if file not in run.names:
                 findings.append(Finding(file, f"missing, though {path} lists it", f"delete {path}, then run the same command again"))
             elif full and hashlib.sha256(run.storage.read(file)).hexdigest() != sha256:
-                findings.append(Finding(file, "its sha256 is not the one it was committed with", f"delete it and {path}, then run the same command again"))
+                findings.append(
+                    Finding(
+                        file, "its sha256 is not the one it was committed with", f"delete it and {path}, then run the same command again"
+                    )
+                )
     return findings
 
 
@@ -65,12 +69,16 @@ def regenerate(url: str, key: str) -> dict:
         row, about = keys.index(key), json.loads(manifest.metadata(manifest.read(run.storage, path))["unit"])
         world.set_numerics(run.config.threads)
         batch = run.config.generation.batch
-        wanted = generate.wanted(run.config, about["params"])[row // batch * batch:][:batch]
+        wanted = generate.wanted(run.config, about["params"])[row // batch * batch :][:batch]
         folder = run.storage.local(run.marker(about["inputs"]["generator"][0]).folder)
         image = list(drawing.draw(run.config, str(folder), run.config.generation, wanted))[row % batch]
         stored = reader.ShardReader(run.storage, table).read(row, check=True)
         then, now = run.marker(path).facts["numerics"], world.numerics(run.config.threads, world.device(run.config.execution.device))
-        return {"shard": path, "number": wanted[row % batch].number, "equal": encode_png(image) == stored,
-                "difference": float(np.abs(image.astype(int) - decode_png(stored).astype(int)).mean()),
-                "numerics": {name: (then.get(name), now.get(name)) for name in now if then.get(name) != now.get(name)}}
+        return {
+            "shard": path,
+            "number": wanted[row % batch].number,
+            "equal": encode_png(image) == stored,
+            "difference": float(np.abs(image.astype(int) - decode_png(stored).astype(int)).mean()),
+            "numerics": {name: (then.get(name), now.get(name)) for name in now if then.get(name) != now.get(name)},
+        }
     raise KeyError(f"no generated image of {url} has the key {key!r}")

@@ -54,9 +54,13 @@ def guard(generated: pd.DataFrame, records: dict[str, dict], held_out_patients: 
         for maker, keys in generated.groupby(role, dropna=False).key:
             facts = records.get(maker, {}) if isinstance(maker, str) else {}
             if "patients_seen" not in facts:
-                raise LeakError(f"generated image {keys.iloc[0]} (and {len(keys) - 1} more) has no lineage: nothing is recorded of its {role} {maker!r}. "
-                                f"Only images whose {role} declares the patients it was trained on can be used beside held-out images")
+                raise LeakError(
+                    f"generated image {keys.iloc[0]} (and {len(keys) - 1} more) has no lineage: nothing is recorded of its {role} {maker!r}. "
+                    f"Only images whose {role} declares the patients it was trained on can be used beside held-out images"
+                )
             leaked = sorted(held_out_patients & set(facts["patients_seen"]))
             if leaked:
-                raise LeakError(f"generated image {keys.iloc[0]} (and {len(keys) - 1} more) leaks: its {role} {maker} was trained on held-out "
-                                f"patient {leaked[0]} (and {len(leaked) - 1} more). Generate and label again with a {role} of this scope")
+                raise LeakError(
+                    f"generated image {keys.iloc[0]} (and {len(keys) - 1} more) leaks: its {role} {maker} was trained on held-out "
+                    f"patient {leaked[0]} (and {len(leaked) - 1} more). Generate and label again with a {role} of this scope"
+                )

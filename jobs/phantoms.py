@@ -10,7 +10,9 @@ from vhs.phantom import draw
 from vhs.radiograph import encode_png
 
 
-def write(folder: Path, view_name: str, style: str, count: int, seed: int, size_px: int, prior: tuple[float, float, float]) -> dict[str, int]:
+def write(
+    folder: Path, view_name: str, style: str, count: int, seed: int, size_px: int, prior: tuple[float, float, float]
+) -> dict[str, int]:
     """`folder`/images/*.png and `folder`/labels.csv (file, patient, source, class, index, key points) -> images of each class."""
     view, counts = VIEWS[view_name], dict.fromkeys(CLASSES, 0)
     (folder / "images").mkdir(parents=True, exist_ok=True)
@@ -21,6 +23,8 @@ def write(folder: Path, view_name: str, style: str, count: int, seed: int, size_
             phantom = draw(view_name, style, seed * 1_000_000 + number, size_px=size_px, prior=prior)
             label, file = CLASSES[int(view.classify(phantom.index))], f"phantom-{number:05d}.png"
             (folder / "images" / file).write_bytes(encode_png(phantom.image))
-            writer.writerow([file, f"patient-{number:05d}", style, label, f"{phantom.index:.4f}", *(f"{v:.3f}" for v in phantom.points.ravel())])
+            writer.writerow(
+                [file, f"patient-{number:05d}", style, label, f"{phantom.index:.4f}", *(f"{v:.3f}" for v in phantom.points.ravel())]
+            )
             counts[label] += 1
     return counts

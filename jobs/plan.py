@@ -34,8 +34,13 @@ class Run:
     def analysis(self) -> dict:
         """What will be said, fixed before anything is trained."""
         config = self.config
-        return {"primary_endpoint": "accuracy(mixed) - accuracy(real-matched) on the test split, paired by image, clustered by patient, 95% interval",
-                "arms": list(config.arms), "seeds": list(config.seeds), "folds": config.split.folds, "looks": 1}
+        return {
+            "primary_endpoint": "accuracy(mixed) - accuracy(real-matched) on the test split, paired by image, clustered by patient, 95% interval",
+            "arms": list(config.arms),
+            "seeds": list(config.seeds),
+            "folds": config.split.folds,
+            "looks": 1,
+        }
 
     def refresh(self):
         """See what has been committed since: one listing."""
@@ -109,7 +114,9 @@ def reopen(out: str) -> Run:
     try:
         return Run(out, Config.model_validate({**plan["science"], "execution": execution}))
     except ValueError as error:
-        raise PlanError(f"{out}: its plan does not fit this version of vhs ({version('vhs')}; planned with {plan['vhs']}): {error}") from None
+        raise PlanError(
+            f"{out}: its plan does not fit this version of vhs ({version('vhs')}; planned with {plan['vhs']}): {error}"
+        ) from None
 
 
 def read_plan(out: str) -> dict:
@@ -136,8 +143,10 @@ def invalidated(keys: list[str]) -> list[str]:
 
 def _refusal(out: str, keys: list[str]) -> str:
     stages = invalidated(keys)
-    return (f"{out} was planned with other science: {', '.join(keys)} differ{'s' if len(keys) == 1 else ''}. That would invalidate "
-            f"{', '.join(stages) or 'nothing but the plan'}. Run it beside, keeping what is still valid: --out NEW --reuse {out}")
+    return (
+        f"{out} was planned with other science: {', '.join(keys)} differ{'s' if len(keys) == 1 else ''}. That would invalidate "
+        f"{', '.join(stages) or 'nothing but the plan'}. Run it beside, keeping what is still valid: --out NEW --reuse {out}"
+    )
 
 
 def adopt(run: Run, units: list[Unit], other: str) -> int:
@@ -146,7 +155,9 @@ def adopt(run: Run, units: list[Unit], other: str) -> int:
     finished = [unit for unit in units if source.exists(unit.marker)]
     for unit in finished:
         marker = read_marker(source, unit.marker)
-        names = [f"{marker.folder}/{name}" for name in marker.files] + ([f"{unit.path.rsplit('/', 1)[0]}/{marker.shard}"] if marker.shard else [])
+        names = [f"{marker.folder}/{name}" for name in marker.files] + (
+            [f"{unit.path.rsplit('/', 1)[0]}/{marker.shard}"] if marker.shard else []
+        )
         for name in [*names, unit.marker]:
             run.storage.commit(name, source.local(name))
     return len(finished)

@@ -56,11 +56,18 @@ def predict(labeller: Labeller, files: list[Path], passes: int = 8) -> list[Pred
         return [Prediction(str(file), None, None, np.nan, np.nan, "", note) for file, _, note in read]
     squares = np.stack([boxes[file].image(image) for file, image, _ in read if image is not None])
     found = labeller.measure(squares, [file.name for file in boxes], passes)
-    notes = [reason for _, reason in verdict(found, labeller.thresholds, labeller.view)] if labeller.thresholds else \
-        ["" if ok else "implausible geometry" for ok in plausible(found, labeller.view)]
+    notes = (
+        [reason for _, reason in verdict(found, labeller.thresholds, labeller.view)]
+        if labeller.thresholds
+        else ["" if ok else "implausible geometry" for ok in plausible(found, labeller.view)]
+    )
     row = {file: n for n, file in enumerate(boxes)}
-    return [_prediction(labeller.view, file, image, boxes, found, row[file], notes) if image is not None else
-            Prediction(str(file), None, None, np.nan, np.nan, "", note) for file, image, note in read]
+    return [
+        _prediction(labeller.view, file, image, boxes, found, row[file], notes)
+        if image is not None
+        else Prediction(str(file), None, None, np.nan, np.nan, "", note)
+        for file, image, note in read
+    ]
 
 
 def _prediction(view: View, file: Path, image: np.ndarray, boxes: dict, found, n: int, notes: list[str]) -> Prediction:
@@ -91,5 +98,7 @@ def write_overlays(predictions: list[Prediction], view: View, folder: Path):
     for item in predictions:
         if item.image is not None:
             scale = max(1, 640 // max(item.image.shape))
-            drawn = overlay(item.image, item.points, view, f"{view.index} {item.index:.2f} +- {item.spread:.2f} {item.label} {item.note}", scale=scale)
+            drawn = overlay(
+                item.image, item.points, view, f"{view.index} {item.index:.2f} +- {item.spread:.2f} {item.label} {item.note}", scale=scale
+            )
             cv2.imwrite(str(folder / f"{Path(item.file).name}.png"), drawn[..., ::-1])

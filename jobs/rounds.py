@@ -6,6 +6,8 @@ every class still short of it, under that class's prompt; the plan bounds the ro
 
 from __future__ import annotations
 
+from functools import partial
+
 import pandas as pd
 
 from jobs.unit import Unit
@@ -23,8 +25,7 @@ def units(run, scope: str) -> list[Unit]:
         if not short:
             break
         path = f"rounds/{scope}/{number:03d}.json"
-        content = run.freeze(path, lambda: {"units": {name: [drawn[name] + i for i in range(settings.round_units)] for name in short},
-                                            "accepted_before": accepted}, window="round-before-commit")
+        content = run.freeze(path, partial(_listing, short, drawn, accepted, settings.round_units), window="round-before-commit")
         new = [generate.unit(run, scope, name, n) for name in CLASSES for n in content["units"].get(name, ())]
         listed += new
         labels = [label.unit(run, unit) for unit in new if run.done(unit)]
@@ -35,6 +36,11 @@ def units(run, scope: str) -> list[Unit]:
             for name, count in run.marker(done.marker).facts["accepted"].items():
                 accepted[name] += count
     return listed
+
+
+def _listing(short: list[str], drawn: dict[str, int], accepted: dict[str, int], count: int) -> dict:
+    """A round's list: the next `count` units of every class in `short`, after those `drawn`."""
+    return {"units": {name: [drawn[name] + i for i in range(count)] for name in short}, "accepted_before": accepted}
 
 
 def accepted(generated: pd.DataFrame, labels: pd.DataFrame, quota: int) -> pd.DataFrame:

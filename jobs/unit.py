@@ -106,7 +106,9 @@ def commit(storage: Storage, unit: Unit, product: Files | Shard | Table, output:
     if isinstance(product, Shard):
         folder, number = unit.path.rsplit("/", 1)
         before = storage.exists(unit.marker)
-        writer.commit_shard(storage, folder, int(number), unit.identity, product.samples, product.columns, _metadata(unit, product.facts), output)
+        writer.commit_shard(
+            storage, folder, int(number), unit.identity, product.samples, product.columns, _metadata(unit, product.facts), output
+        )
         return not before
     if isinstance(product, Table):
         data = manifest.encode(product.table, _metadata(unit, product.facts))
@@ -115,7 +117,11 @@ def commit(storage: Storage, unit: Unit, product: Files | Shard | Table, output:
 
 
 def _metadata(unit: Unit, facts: dict) -> dict[str, str]:
-    about = {"stage": unit.stage, "params": unit.params, "inputs": {role: [path for path, _ in markers] for role, markers in unit.inputs.items()}}
+    about = {
+        "stage": unit.stage,
+        "params": unit.params,
+        "inputs": {role: [path for path, _ in markers] for role, markers in unit.inputs.items()},
+    }
     return {"facts": json.dumps(facts, sort_keys=True), "unit": json.dumps(about, sort_keys=True)}
 
 
@@ -127,6 +133,14 @@ def _commit_files(storage: Storage, unit: Unit, facts: dict, output: Path) -> bo
     for name, file in files.items():
         storage.commit(f"{folder}/{name}", file)
     crash.window("files-before-marker")
-    content = {"stage": unit.stage, "identity": unit.identity, "params": unit.params, "science": unit.science, "folder": folder, "files": sha256, "facts": facts,
-               "inputs": {role: [list(marker) for marker in markers] for role, markers in unit.inputs.items()}}
+    content = {
+        "stage": unit.stage,
+        "identity": unit.identity,
+        "params": unit.params,
+        "science": unit.science,
+        "folder": folder,
+        "files": sha256,
+        "facts": facts,
+        "inputs": {role: [list(marker) for marker in markers] for role, markers in unit.inputs.items()},
+    }
     return storage.commit(unit.marker, json.dumps(content, sort_keys=True, indent=1).encode())

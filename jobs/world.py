@@ -10,7 +10,11 @@ import os
 import platform
 from collections.abc import Callable
 
-QUIET = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}  # idle OpenMP threads that spin slow a busy machine 5-fold
+QUIET = {
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "0",
+    "KMP_BLOCKTIME": "0",
+}  # idle OpenMP threads that spin slow a busy machine 5-fold
 
 
 def rank() -> int:
@@ -24,7 +28,9 @@ def size() -> int:
 def set_environment(threads: int):
     """Before torch is imported: threads of the numeric libraries. Inherited by every process started from here."""
     os.environ.update(QUIET, OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads), OPENBLAS_NUM_THREADS=str(threads))
-    os.environ.update(TRANSFORMERS_VERBOSITY="error", DIFFUSERS_VERBOSITY="error", HF_HUB_DISABLE_PROGRESS_BARS="1")  # one display a run: ours
+    os.environ.update(
+        TRANSFORMERS_VERBOSITY="error", DIFFUSERS_VERBOSITY="error", HF_HUB_DISABLE_PROGRESS_BARS="1"
+    )  # one display a run: ours
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with a fixed workspace
 
 
@@ -55,8 +61,14 @@ def numerics(threads: int, device) -> dict[str, str]:
     import transformers
 
     cpu = next((line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine())
-    return {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu, "capability": torch.backends.cpu.get_cpu_capability(),
-            "threads": str(threads), "torch": torch.__version__, "diffusers": diffusers.__version__, "transformers": transformers.__version__}
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": str(threads),
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "transformers": transformers.__version__,
+    }
 
 
 def _cpuinfo() -> list[str]:
@@ -72,7 +84,9 @@ def accelerator(wanted: str, mixed_precision: str = "no"):
     from accelerate import Accelerator, InitProcessGroupKwargs
     from accelerate.state import AcceleratorState
 
-    AcceleratorState._reset_state(reset_partial_state=size() == 1)  # stages of one process differ in precision; the state is a process-wide singleton
+    AcceleratorState._reset_state(
+        reset_partial_state=size() == 1
+    )  # stages of one process differ in precision; the state is a process-wide singleton
     cpu = device(wanted).type == "cpu"
     group = [InitProcessGroupKwargs(backend="gloo" if cpu else "nccl")] if size() > 1 else []
     return Accelerator(cpu=cpu, mixed_precision=mixed_precision, kwargs_handlers=group)
@@ -82,6 +96,15 @@ def launch(ranks: int, function: Callable, *arguments):
     """Run `function(*arguments)` in `ranks` processes of this machine that know each other; an error in one ends all and is raised here."""
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=ranks, run_id=str(os.getpid()), rdzv_backend="c10d", rdzv_endpoint="localhost:0",
-                          max_restarts=0, start_method="spawn", local_addr="localhost")
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=ranks,
+        run_id=str(os.getpid()),
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        start_method="spawn",
+        local_addr="localhost",
+    )
     elastic_launch(config, function)(*arguments)

@@ -31,7 +31,12 @@ def figure(record_property):
 
 
 def pytest_terminal_summary(terminalreporter):
-    said = [(report.nodeid, value) for report in terminalreporter.stats.get("passed", []) for name, value in report.user_properties if name == "figure"]
+    said = [
+        (report.nodeid, value)
+        for report in terminalreporter.stats.get("passed", [])
+        for name, value in report.user_properties
+        if name == "figure"
+    ]
     if said:
         terminalreporter.section("figures")
         for test, text in said:
@@ -40,15 +45,24 @@ def pytest_terminal_summary(terminalreporter):
 
 def command(*arguments, environment: dict[str, str] | None = None, **options) -> subprocess.Popen:
     """`vhs ARGUMENTS` as a process of its own."""
-    return subprocess.Popen([sys.executable, "-m", "jobs.cli", *map(str, arguments)], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            env={**os.environ, **(environment or {})}, **options)
+    return subprocess.Popen(
+        [sys.executable, "-m", "jobs.cli", *map(str, arguments)],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, **(environment or {})},
+        **options,
+    )
 
 
 def vhs(*arguments, environment: dict[str, str] | None = None, code: int | None = 0) -> str:
     """Run `vhs ARGUMENTS` to its end -> what it printed. Its exit code must be `code` (None: any)."""
     process = command(*arguments, environment=environment)
     printed, _ = process.communicate(timeout=600)
-    assert code is None or process.returncode == code, f"vhs {' '.join(map(str, arguments))}: exit {process.returncode}, expected {code}\n{printed}"
+    assert code is None or process.returncode == code, (
+        f"vhs {' '.join(map(str, arguments))}: exit {process.returncode}, expected {code}\n{printed}"
+    )
     return printed
 
 

@@ -18,18 +18,21 @@ def test_overrides_reach_their_section():
     assert (changed.dreambooth.steps, changed.arms, changed.seeds, changed.edges) == (7, ("real", "measure"), (1, 2), (8.0, 9.5))
 
 
-@pytest.mark.parametrize(("override", "says"), [
-    ("dreambooth.stepz=7", ["dreambooth.stepz", "no such key", "learning_rate", "steps"]),
-    ("colour=red", ["colour", "no such key", "classifier", "view"]),
-    ("classifier.epochs=none", ["classifier.epochs", "'none'", "integer"]),
-    ("generation.guidance=0.5", ["generation.guidance", "0.5", "greater than or equal to 1"]),
-    ("view=cat_dorsal", ["view", "'cat_dorsal'", "canine_lateral"]),
-    ("arms=[real,mixed]", ["mixed and real-matched", "both or neither"]),
-    ("seeds=[1,1]", ["distinct"]),
-    ("split.folds=1", ["at least 2"]),
-    ("resolution=100", ["resolution", "100", "multiple of 8"]),
-    ("steps", ["no override", "key=value"]),
-])
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("dreambooth.stepz=7", ["dreambooth.stepz", "no such key", "learning_rate", "steps"]),
+        ("colour=red", ["colour", "no such key", "classifier", "view"]),
+        ("classifier.epochs=none", ["classifier.epochs", "'none'", "integer"]),
+        ("generation.guidance=0.5", ["generation.guidance", "0.5", "greater than or equal to 1"]),
+        ("view=cat_dorsal", ["view", "'cat_dorsal'", "canine_lateral"]),
+        ("arms=[real,mixed]", ["mixed and real-matched", "both or neither"]),
+        ("seeds=[1,1]", ["distinct"]),
+        ("split.folds=1", ["at least 2"]),
+        ("resolution=100", ["resolution", "100", "multiple of 8"]),
+        ("steps", ["no override", "key=value"]),
+    ],
+)
 def test_a_bad_override_says_what_is_legal(override, says):
     with pytest.raises(ConfigError) as error:
         load("debug/demo", [override])

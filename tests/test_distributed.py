@@ -51,11 +51,26 @@ def _rank(folder: str, out: str):
             yield batch
 
     settings = Classifier(model="resnet10t", weights="scratch", head_hidden=0, drop_rate=0.0, size_px=32)
-    model = training.fit(build_classifier(settings, seed=0), training.cross_entropy(), noted, steps=6, steps_per_epoch=epochs.steps, learning_rate=1e-3,
-                         weight_decay=0.0, accelerator=accelerator, progress=Silent(), seed=0)
+    model = training.fit(
+        build_classifier(settings, seed=0),
+        training.cross_entropy(),
+        noted,
+        steps=6,
+        steps_per_epoch=epochs.steps,
+        learning_rate=1e-3,
+        weight_decay=0.0,
+        accelerator=accelerator,
+        progress=Silent(),
+        seed=0,
+    )
     found = training.predict(model, batches.Epochs(storage, rows, BATCH, lambda epoch: np.arange(len(rows)))(0, 0), accelerator)
     weights = torch.cat([p.detach().ravel() for p in model.parameters()])
-    record = {"trained": trained, "predicted": found["key"], "weights": [float(weights.sum()), float(weights.abs().sum())], "ranks": accelerator.num_processes}
+    record = {
+        "trained": trained,
+        "predicted": found["key"],
+        "weights": [float(weights.sum()), float(weights.abs().sum())],
+        "ranks": accelerator.num_processes,
+    }
     with open(f"{out}/rank-{world.rank()}.json", "w") as file:
         json.dump(record, file)
 
@@ -82,7 +97,9 @@ def test_two_ranks_train_on_every_sample_once_an_epoch(ranks, figure):
     assert [record["ranks"] for record in records[2]] == [2, 2]
     assert len({len(record["trained"]) for record in records[2]}) == 1, "ranks took different numbers of steps"
     first_epoch = [key for record in records[2] for epoch, batch in record["trained"] if epoch == 0 for key in batch]
-    figure(f"epoch 0 on two ranks: {len(first_epoch)} samples, {[sum(len(b) for e, b in r['trained'] if e == 0) for r in records[2]]} a rank")
+    figure(
+        f"epoch 0 on two ranks: {len(first_epoch)} samples, {[sum(len(b) for e, b in r['trained'] if e == 0) for r in records[2]]} a rank"
+    )
     assert len(first_epoch) == IMAGES and set(first_epoch) == keys
 
 
@@ -98,8 +115,13 @@ def test_both_ranks_end_with_the_same_weights(ranks):
 
 
 def test_global_batches_do_not_depend_on_the_number_of_ranks(ranks):
-    one, two = (pd.DataFrame([(step, key) for record in ranks[0][n] for step, (_, batch) in enumerate(record["trained"]) for key in batch], columns=["step", "key"])
-                for n in (1, 2))
+    one, two = (
+        pd.DataFrame(
+            [(step, key) for record in ranks[0][n] for step, (_, batch) in enumerate(record["trained"]) for key in batch],
+            columns=["step", "key"],
+        )
+        for n in (1, 2)
+    )
     assert one.groupby("step").key.apply(sorted).tolist() == two.groupby("step").key.apply(sorted).tolist()
 
 
@@ -107,8 +129,19 @@ def test_a_run_with_two_ranks_resumes_after_a_kill(tmp_path):
     """The classifier stage of the debug run on two ranks, its rank 0 killed in the middle of training, then finished by the same command."""
     from conftest import committed, vhs
 
-    overrides = ["classifier.ranks=2", "arms=[real]", "generation.quota=1", "generation.max_rounds=1", "generation.unit_images=2", "generation.batch=2", "dreambooth.steps=1",
-                 "priors.images=3", "priors.steps=1", "generation.steps=1", "labeller.steps=0"]
+    overrides = [
+        "classifier.ranks=2",
+        "arms=[real]",
+        "generation.quota=1",
+        "generation.max_rounds=1",
+        "generation.unit_images=2",
+        "generation.batch=2",
+        "dreambooth.steps=1",
+        "priors.images=3",
+        "priors.steps=1",
+        "generation.steps=1",
+        "labeller.steps=0",
+    ]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     printed = vhs("run", "debug/demo", *overrides, "--out", killed, environment={"VHS_CRASH_AT": "training-step:5"}, code=1)
     assert "train" in printed and not list(killed.glob("classifier/real/split/*.json")) and list(killed.glob("checkpoints/*/*.pt")), printed

@@ -38,6 +38,8 @@ def test_imports_run_one_way(room):
 
 
 def test_help_and_validation_need_no_torch():
-    code = ("import sys\nfrom jobs import cli, config, drive, plan, status\nfrom jobs.stages import STAGES\nconfig.load('debug/demo')\n"
-            "assert 'torch' not in sys.modules, 'torch was imported'\nprint(len(STAGES))")
+    code = (
+        "import sys\nfrom jobs import cli, config, drive, plan, status\nfrom jobs.stages import STAGES\nconfig.load('debug/demo')\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'\nprint(len(STAGES))"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == "10"

@@ -53,7 +53,10 @@ def mixed(reference):
 def test_a_real_run_is_clean_and_its_makers_recorded_what_they_saw(mixed):
     run, inputs = mixed
     scope = lineage.split_rows(inputs)
-    for role, rows in (("generator", scope.training), ("labeller", pd.concat([scope.training, scope.inner]))):  # the labeller's thresholds see inner too
+    for role, rows in (
+        ("generator", scope.training),
+        ("labeller", pd.concat([scope.training, scope.inner])),
+    ):  # the labeller's thresholds see inner too
         facts = inputs.facts(role)
         assert set(facts["keys_seen"]) == set(rows.key) and set(facts["patients_seen"]) == set(rows.patient)
         assert not scope.held_out_patients & set(facts["patients_seen"])
@@ -72,7 +75,11 @@ def test_training_itself_refuses_a_planted_leak(mixed, tmp_path):
     class Planted(type(inputs)):
         def markers(self, role):
             found = super().markers(role)
-            return [SimpleNamespace(**{**vars(m), "facts": {**m.facts, "patients_seen": [*m.facts["patients_seen"], leaked]}}) for m in found] if role == "generator" else found
+            return (
+                [SimpleNamespace(**{**vars(m), "facts": {**m.facts, "patients_seen": [*m.facts["patients_seen"], leaked]}}) for m in found]
+                if role == "generator"
+                else found
+            )
 
         def table(self, role):  # every image accepted, so that there is something to refuse
             found = super().table(role)

@@ -11,15 +11,18 @@ from conftest import committed, markers, vhs
 from jobs.plan import invalidated
 
 
-@pytest.mark.parametrize(("keys", "stages"), [
-    (["classifier.epochs"], ["train", "evaluate", "report"]),
-    (["generation.guidance"], ["generate", "label", "train", "evaluate", "report"]),
-    (["generation.quota"], ["train", "evaluate", "report"]),
-    (["labeller.steps"], ["labeller", "label", "train", "evaluate", "report"]),
-    (["dreambooth.steps"], ["dreambooth", "generate", "label", "train", "evaluate", "report"]),
-    (["data"], ["ingest", "split", "labeller", "dreambooth", "generate", "label", "train", "evaluate", "report"]),
-    (["seeds"], ["report"]),
-])
+@pytest.mark.parametrize(
+    ("keys", "stages"),
+    [
+        (["classifier.epochs"], ["train", "evaluate", "report"]),
+        (["generation.guidance"], ["generate", "label", "train", "evaluate", "report"]),
+        (["generation.quota"], ["train", "evaluate", "report"]),
+        (["labeller.steps"], ["labeller", "label", "train", "evaluate", "report"]),
+        (["dreambooth.steps"], ["dreambooth", "generate", "label", "train", "evaluate", "report"]),
+        (["data"], ["ingest", "split", "labeller", "dreambooth", "generate", "label", "train", "evaluate", "report"]),
+        (["seeds"], ["report"]),
+    ],
+)
 def test_a_change_invalidates_what_reads_it_and_what_follows(keys, stages):
     assert invalidated(keys) == stages
 
@@ -37,7 +40,12 @@ def test_an_execution_key_may_change(reference, tmp_path):
 def test_a_science_key_is_refused_by_name_with_its_stages(reference):
     before = committed(reference)
     printed = vhs("run", "debug/demo", "classifier.epochs=4", "dreambooth.steps=11", "--out", reference, code=1)
-    for word in ("classifier.epochs", "dreambooth.steps", "dreambooth, generate, label, train, evaluate, report", f"--out NEW --reuse {reference}"):
+    for word in (
+        "classifier.epochs",
+        "dreambooth.steps",
+        "dreambooth, generate, label, train, evaluate, report",
+        f"--out NEW --reuse {reference}",
+    ):
         assert word in " ".join(printed.split()), printed
     assert committed(reference) == before
 

@@ -80,7 +80,11 @@ def test_bad_files_are_rejected_by_name_and_the_rest_is_used(real_data, tmp_path
     run = tmp_path / "run"
     printed = " ".join(vhs("ingest", data, "--view", "human_frontal", "--out", run).split())
     rejects = {item["file"].rpartition("/")[2]: item["reason"] for item in json.loads((run / "real" / "rejects.json").read_text())}
-    assert set(rejects) == {torn, outside, gone, fields[0]} and "the same bytes" in rejects[outside] and "outside the image" in rejects[fields[0]]
+    assert (
+        set(rejects) == {torn, outside, gone, fields[0]}
+        and "the same bytes" in rejects[outside]
+        and "outside the image" in rejects[fields[0]]
+    )
     assert all(name in printed for name in rejects)
     rows = manifest.load(reopen(str(run)).storage, "real").to_pandas()
     assert len(rows) == 26 and len(markers(run)) == 1

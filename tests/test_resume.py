@@ -15,8 +15,19 @@ from shards import crash
 # Where a run is killed: (window, passage counted from the start of the process), by the part of the run it falls into when the parts before are done
 # or killed too. One seeded choice of each part makes four kills a run, none of which can fail to come.
 PARTS = (
-    ("plan-before-commit", "claim:1", "tar-half-written:1", "tar-before-sidecar:1", "sidecar-written-not-linked:2", "training-step:3"),  # ingest, labeller
-    ("files-before-marker:2", "training-step:9", "checkpoint-half-written:2"),  # between labeller and generator: mid DreamBooth step, mid checkpoint
+    (
+        "plan-before-commit",
+        "claim:1",
+        "tar-half-written:1",
+        "tar-before-sidecar:1",
+        "sidecar-written-not-linked:2",
+        "training-step:3",
+    ),  # ingest, labeller
+    (
+        "files-before-marker:2",
+        "training-step:9",
+        "checkpoint-half-written:2",
+    ),  # between labeller and generator: mid DreamBooth step, mid checkpoint
     ("round-before-commit:2", "tar-half-written:2", "tar-before-sidecar:3", "label-before-commit:2"),  # generation, labels, between rounds
     ("training-step:4", "files-before-marker:2", "checkpoint-half-written:1", "report-half-written:1"),  # classifiers, report
 )
@@ -54,7 +65,9 @@ def test_killed_four_times_and_resumed(seed, reference, tmp_path, figure):
     kills = [chance.choice(part) for part in PARTS]
     done = [interrupt(run, where, total) for where in kills]
     vhs("run", "debug/demo", "--out", run)
-    assert_same(run, reference, f"seed {seed}: killed at {', '.join(f'{k} with {n} of {total} units done' for k, n in zip(kills, done))}", figure)
+    assert_same(
+        run, reference, f"seed {seed}: killed at {', '.join(f'{k} with {n} of {total} units done' for k, n in zip(kills, done))}", figure
+    )
 
 
 @pytest.mark.slow

@@ -85,10 +85,20 @@ def test_a_round_is_not_listed_before_the_last_one_is_labelled(tmp_path):
     assert len(rounds.units(run, "split")) == len(first) and not run.storage.exists("rounds/split/001.json")
 
 
-@given(st.lists(st.tuples(st.integers(0, 30), st.sampled_from(CLASSES), st.integers(0, 2), st.booleans()), max_size=40, unique_by=lambda t: t[:2]), st.integers(1, 6), st.randoms())
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 30), st.sampled_from(CLASSES), st.integers(0, 2), st.booleans()), max_size=40, unique_by=lambda t: t[:2]
+    ),
+    st.integers(1, 6),
+    st.randoms(),
+)
 def test_the_training_set_is_the_first_accepted_by_number(images, quota, shuffler: random.Random):
-    generated = pd.DataFrame([{"key": f"{p}{n}", "number": n, "prompted": p} for n, p, _, _ in images], columns=["key", "number", "prompted"])
-    labels = pd.DataFrame([{"key": f"{p}{n}", "label": c, "accepted": ok} for n, p, c, ok in images], columns=["key", "label", "accepted"]).astype({"accepted": bool})
+    generated = pd.DataFrame(
+        [{"key": f"{p}{n}", "number": n, "prompted": p} for n, p, _, _ in images], columns=["key", "number", "prompted"]
+    )
+    labels = pd.DataFrame(
+        [{"key": f"{p}{n}", "label": c, "accepted": ok} for n, p, c, ok in images], columns=["key", "label", "accepted"]
+    ).astype({"accepted": bool})
     chosen = rounds.accepted(generated, labels, quota)
     arrived = shuffler.sample(range(len(images)), len(images))
     assert set(chosen.key) == set(rounds.accepted(generated.iloc[arrived], labels, quota).key), "arrival does not matter"

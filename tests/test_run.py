@@ -29,7 +29,9 @@ def test_summary_has_the_documented_keys(reference):
         low, high = arm["test"]["ci95"]
         assert set(arm) == {"test", "cv", "seeds"} and 0 <= low <= arm["test"]["accuracy"] <= high <= 1 and arm["cv"] is None
     assert summary["paired"]["arms"] == ["mixed", "real-matched"]
-    assert summary["paired"]["difference"] == pytest.approx(summary["arms"]["mixed"]["test"]["accuracy"] - summary["arms"]["real-matched"]["test"]["accuracy"])
+    assert summary["paired"]["difference"] == pytest.approx(
+        summary["arms"]["mixed"]["test"]["accuracy"] - summary["arms"]["real-matched"]["test"]["accuracy"]
+    )
     assert set(summary["labeller"]) == {"index_mae", "class_accuracy"}
     assert summary["generated"]["asked"] == summary["generated"]["produced"] == len(_generated(reference))
     assert "research use" in (reference / "report" / "index.html").read_text().lower()
@@ -50,7 +52,20 @@ def test_webdataset_reads_the_shards_that_shards_txt_names(reference):
 def test_pandas_reads_the_manifest(reference):
     (first, *_) = sorted(reference.glob("generated/split/small/*.parquet"))
     table = pd.read_parquet(first)
-    assert {"key", "file", "shard", "offset", "size", "sha256", "prompt", "prompted", "seed", "number", "generator", "generated_for"} <= set(table.columns)
+    assert {
+        "key",
+        "file",
+        "shard",
+        "offset",
+        "size",
+        "sha256",
+        "prompt",
+        "prompted",
+        "seed",
+        "number",
+        "generator",
+        "generated_for",
+    } <= set(table.columns)
     assert set(table.prompted) == {"small"} and table.number.tolist() == list(range(len(table)))
 
 
@@ -86,7 +101,9 @@ def test_real_and_generated_images_are_stored_alike(reference):
     for stage in ("ingest", "generate"):
         rows = manifest.load(run.storage, paths=run.committed(stage)).to_pandas()
         data = [run.storage.read(row.path, row.offset, row.size) for row in rows.itertuples()]
-        kinds[stage] = {(decode_png(item).shape, decode_png(item).dtype, item[:33]) for item in data}  # PNG signature and header: size, depth, colour, filter
+        kinds[stage] = {
+            (decode_png(item).shape, decode_png(item).dtype, item[:33]) for item in data
+        }  # PNG signature and header: size, depth, colour, filter
     assert len(kinds["ingest"]) == 1 and kinds["ingest"] == kinds["generate"]
 
 
@@ -122,7 +139,12 @@ def test_image_number_i_does_not_depend_on_rounds_or_units(reference):
 
     run = reopen(str(reference))
     rows = _generated(reference).sort_values(["prompted", "number"])
-    again = [(w.number, w.seed) for name in sorted(set(rows.prompted)) for n in (0, 1) for w in generate.wanted(run.config, {"scope": "split", "class": name, "number": n})]
+    again = [
+        (w.number, w.seed)
+        for name in sorted(set(rows.prompted))
+        for n in (0, 1)
+        for w in generate.wanted(run.config, {"scope": "split", "class": name, "number": n})
+    ]
     assert list(zip(rows.number, rows.seed)) == again and rows.seed.is_unique
 
 

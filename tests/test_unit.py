@@ -14,11 +14,24 @@ from hypothesis import strategies as st
 from jobs.unit import Files, Table, Unit, commit, read_marker
 from shards.storage import open_storage
 
-VALUES = st.recursive(st.none() | st.booleans() | st.integers(-9, 9) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
-                      lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=6)
-UNITS = st.builds(Unit, stage=st.sampled_from(["train", "label"]), path=st.sampled_from(["a", "b/c"]), kind=st.just("json"), science=st.dictionaries(st.text(max_size=3), VALUES, max_size=3),
-                  params=st.dictionaries(st.text(max_size=3), VALUES, max_size=3),
-                  inputs=st.dictionaries(st.sampled_from(["real", "labels"]), st.lists(st.tuples(st.text(max_size=3), st.text(max_size=3)), max_size=2).map(tuple), max_size=2))
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+UNITS = st.builds(
+    Unit,
+    stage=st.sampled_from(["train", "label"]),
+    path=st.sampled_from(["a", "b/c"]),
+    kind=st.just("json"),
+    science=st.dictionaries(st.text(max_size=3), VALUES, max_size=3),
+    params=st.dictionaries(st.text(max_size=3), VALUES, max_size=3),
+    inputs=st.dictionaries(
+        st.sampled_from(["real", "labels"]),
+        st.lists(st.tuples(st.text(max_size=3), st.text(max_size=3)), max_size=2).map(tuple),
+        max_size=2,
+    ),
+)
 
 
 @given(UNITS)
@@ -30,8 +43,13 @@ def test_identity_survives_json_and_the_order_of_keys(unit):
 
 @given(UNITS, VALUES)
 def test_identity_tells_science_params_inputs_and_name_apart(unit, value):
-    others = [replace(unit, science={**unit.science, "new": value}), replace(unit, params={**unit.params, "new": value}), replace(unit, path=unit.path + "x"),
-              replace(unit, stage=unit.stage + "x"), replace(unit, inputs={**unit.inputs, "new": (("m", "sha"),)})]
+    others = [
+        replace(unit, science={**unit.science, "new": value}),
+        replace(unit, params={**unit.params, "new": value}),
+        replace(unit, path=unit.path + "x"),
+        replace(unit, stage=unit.stage + "x"),
+        replace(unit, inputs={**unit.inputs, "new": (("m", "sha"),)}),
+    ]
     assert len({unit.identity, *(other.identity for other in others)}) == 6
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel, __version__ as diffusers_version
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import __version__ as diffusers_version
 from transformers import CLIPTextModel, CLIPTokenizer
 
 _PARTS = {

@@ -7,8 +7,8 @@ sources look different, so that the generator does not have to explain the diffe
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from string import Formatter
-from typing import Iterator
 
 import numpy as np
 

@@ -18,7 +18,10 @@ def units(run) -> list[Unit]:
 
     inputs = {"real": run.committed("ingest"), "splits": run.committed("split"), "priors": run.committed("priors")}
     base, ranks = models.fingerprint(models.base(run.config)), run.config.dreambooth.ranks
-    return [run.unit(NAME, f"{FOLDER}/{scope}", inputs, params={"scope": scope, "base": base}, ranks=ranks) for scope in scopes(run.config.split)]
+    return [
+        run.unit(NAME, f"{FOLDER}/{scope}", inputs, params={"scope": scope, "base": base}, ranks=ranks)
+        for scope in scopes(run.config.split)
+    ]
 
 
 def work(config, inputs, output) -> Files:
@@ -33,7 +36,13 @@ def work(config, inputs, output) -> Files:
     accelerator = world.accelerator(config.execution.device, settings.mixed_precision)
     epochs = batches.Epochs(inputs.storage, rows, settings.batch, batches.shuffled(len(rows), settings.seed))
     components = dreambooth.train(
-        diffusion.load(models.base(config)), epochs, (batches.load_images(inputs.storage, priors), priors.prompt.tolist()), settings,
-        steps_per_epoch=epochs.steps, accelerator=accelerator, progress=output.progress)
+        diffusion.load(models.base(config)),
+        epochs,
+        (batches.load_images(inputs.storage, priors), priors.prompt.tolist()),
+        settings,
+        steps_per_epoch=epochs.steps,
+        accelerator=accelerator,
+        progress=output.progress,
+    )
     diffusion.save(components, output.folder)
     return Files({"scope": inputs.params["scope"], **lineage.seen(rows)})

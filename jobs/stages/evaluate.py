@@ -19,10 +19,25 @@ def units(run) -> list[Unit]:
     made = []
     for scope in scopes(run.config.split):
         if "measure" in run.config.arms:
-            made.append(run.unit(NAME, f"{FOLDER}/measure/{scope}", real | {"labeller": run.committed("labeller", scope=scope)}, params={"arm": "measure", "scope": scope}))
+            made.append(
+                run.unit(
+                    NAME,
+                    f"{FOLDER}/measure/{scope}",
+                    real | {"labeller": run.committed("labeller", scope=scope)},
+                    params={"arm": "measure", "scope": scope},
+                )
+            )
         for trained in (unit for unit in run.units("train") if unit.params["scope"] == scope):
             arm, seed = trained.params["arm"], trained.params["seed"]
-            made.append(run.unit(NAME, f"{FOLDER}/{arm}/{scope}/seed-{seed}", real | {"classifier": [trained.marker]}, params=trained.params, ranks=trained.ranks))
+            made.append(
+                run.unit(
+                    NAME,
+                    f"{FOLDER}/{arm}/{scope}/seed-{seed}",
+                    real | {"classifier": [trained.marker]},
+                    params=trained.params,
+                    ranks=trained.ranks,
+                )
+            )
     return made
 
 
@@ -33,7 +48,9 @@ def work(config, inputs, output) -> Table:
     from vhs.metrics import NO_SEED
 
     params, rows = inputs.params, lineage.split_rows(inputs).held_out
-    table = rows[["key", "patient", "source", "label", "index", "points", "origin"]].assign(arm=params["arm"], scope=params["scope"], seed=params.get("seed", NO_SEED))
+    table = rows[["key", "patient", "source", "label", "index", "points", "origin"]].assign(
+        arm=params["arm"], scope=params["scope"], seed=params.get("seed", NO_SEED)
+    )
     answers = _measured(config, inputs, rows) if params["arm"] == "measure" else _classified(config, inputs, rows)
     return Table(pa.Table.from_pandas(table.merge(answers, on="key", validate="one_to_one"), preserve_index=False))
 
@@ -51,7 +68,9 @@ def _classified(config, inputs, rows):
     model, settings = load_classifier(inputs.folder("classifier"))
     found = predict(model, epochs(0, 0), world.accelerator(config.execution.device), size_px=settings.size_px)
     probability = found["probability"]
-    return pd.DataFrame({"key": found["key"], "predicted": probability.argmax(1), **{f"p_{name}": probability[:, i] for i, name in enumerate(CLASSES)}})
+    return pd.DataFrame(
+        {"key": found["key"], "predicted": probability.argmax(1), **{f"p_{name}": probability[:, i] for i, name in enumerate(CLASSES)}}
+    )
 
 
 def _measured(config, inputs, rows):
@@ -67,5 +86,13 @@ def _measured(config, inputs, rows):
     index = np.nan_to_num(found.index, nan=0.0, posinf=np.finfo(np.float32).max)  # a degenerate measurement is an answer too, a wrong one
     predicted = config.measure.classify(index)
     certain = np.eye(len(CLASSES))[predicted]
-    return pd.DataFrame({"key": rows.key, "predicted": predicted, "measured": index, "spread": found.spread,
-                         "measured_points": list(found.points.reshape(len(rows), -1)), **{f"p_{name}": certain[:, i] for i, name in enumerate(CLASSES)}})
+    return pd.DataFrame(
+        {
+            "key": rows.key,
+            "predicted": predicted,
+            "measured": index,
+            "spread": found.spread,
+            "measured_points": list(found.points.reshape(len(rows), -1)),
+            **{f"p_{name}": certain[:, i] for i, name in enumerate(CLASSES)},
+        }
+    )

@@ -5,8 +5,19 @@ from __future__ import annotations
 from jobs.unit import Shard, Unit
 
 NAME, FOLDER, KIND, TORCH = "generate", "generated", "parquet", True
-SCIENCE = ("view", "resolution", "threads", "dreambooth.instance_prompt", "dreambooth.token", "generation.solver", "generation.steps", "generation.guidance",
-           "generation.batch", "generation.unit_images", "generation.seed")
+SCIENCE = (
+    "view",
+    "resolution",
+    "threads",
+    "dreambooth.instance_prompt",
+    "dreambooth.token",
+    "generation.solver",
+    "generation.steps",
+    "generation.guidance",
+    "generation.batch",
+    "generation.unit_images",
+    "generation.seed",
+)
 AFTER = ("dreambooth",)
 
 
@@ -20,7 +31,12 @@ def units(run) -> list[Unit]:
 
 def unit(run, scope: str, prompted: str, number: int) -> Unit:
     generator = run.committed("dreambooth", scope=scope)
-    return run.unit(NAME, f"{FOLDER}/{scope}/{prompted}/{number:05d}", {"generator": generator}, params={"scope": scope, "class": prompted, "number": number})
+    return run.unit(
+        NAME,
+        f"{FOLDER}/{scope}/{prompted}/{number:05d}",
+        {"generator": generator},
+        params={"scope": scope, "class": prompted, "number": number},
+    )
 
 
 def wanted(config, params: dict) -> list:

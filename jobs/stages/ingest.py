@@ -20,8 +20,10 @@ def units(run) -> list[Unit]:
     """One unit for each `ingest.shard_images` sources, in the order of the frozen list of sources."""
     sources = run.freeze("real/sources.json", lambda: _sources(run.config))
     size = run.config.ingest.shard_images
-    return [run.unit(NAME, f"{FOLDER}/{n:05d}", {}, params={"sources": sources[start:start + size]})
-            for n, start in enumerate(range(0, len(sources), size))]
+    return [
+        run.unit(NAME, f"{FOLDER}/{n:05d}", {}, params={"sources": sources[start : start + size]})
+        for n, start in enumerate(range(0, len(sources), size))
+    ]
 
 
 def _sources(config) -> list[dict]:
@@ -37,8 +39,15 @@ def _sources(config) -> list[dict]:
             source["copy_of"] = first.setdefault(source["sha256"] or source["file"], source["file"])
         return found
     drawn = config.phantoms
-    return [{"file": f"phantom-{i:05d}", "patient": f"patient-{i // drawn.images_per_patient:05d}", "source": drawn.style, "phantom": drawn.seed * 1_000_000 + i}
-            for i in range(drawn.count)]
+    return [
+        {
+            "file": f"phantom-{i:05d}",
+            "patient": f"patient-{i // drawn.images_per_patient:05d}",
+            "source": drawn.style,
+            "phantom": drawn.seed * 1_000_000 + i,
+        }
+        for i in range(drawn.count)
+    ]
 
 
 def work(config, inputs, output) -> Shard:
@@ -59,9 +68,19 @@ def work(config, inputs, output) -> Shard:
             continue
         key, (height, width) = sample_key(data), image.shape
         samples.append(Sample(key, {"png": encode_png(Letterbox(width, height, config.resolution).image(image))}))
-        rows.append({"origin": Path(source["file"]).name, "patient": source.get("patient"), "source": source.get("source") or config.ingest.source,
-                     "label": label, "index": index, "points": None if points is None else np.asarray(points, np.float32).ravel().tolist(),
-                     "width": width, "height": height, "split": source.get("split")})
+        rows.append(
+            {
+                "origin": Path(source["file"]).name,
+                "patient": source.get("patient"),
+                "source": source.get("source") or config.ingest.source,
+                "label": label,
+                "index": index,
+                "points": None if points is None else np.asarray(points, np.float32).ravel().tolist(),
+                "width": width,
+                "height": height,
+                "split": source.get("split"),
+            }
+        )
     columns = pa.Table.from_pylist(rows, schema=_schema())
     counts = {name: sum(row["label"] == number for row in rows) for number, name in enumerate(CLASSES)}
     return Shard(samples, columns, {"images": len(rows), "classes": counts, "rejects": rejects})
@@ -74,8 +93,19 @@ class Rejected(Exception):
 def _schema():
     import pyarrow as pa
 
-    return pa.schema([("origin", pa.string()), ("patient", pa.string()), ("source", pa.string()), ("label", pa.int64()), ("index", pa.float64()),
-                      ("points", pa.list_(pa.float32())), ("width", pa.int64()), ("height", pa.int64()), ("split", pa.string())])
+    return pa.schema(
+        [
+            ("origin", pa.string()),
+            ("patient", pa.string()),
+            ("source", pa.string()),
+            ("label", pa.int64()),
+            ("index", pa.float64()),
+            ("points", pa.list_(pa.float32())),
+            ("width", pa.int64()),
+            ("height", pa.int64()),
+            ("split", pa.string()),
+        ]
+    )
 
 
 def _read(source: dict, config):
@@ -85,7 +115,9 @@ def _read(source: dict, config):
     if "phantom" in source:
         from vhs.phantom import draw
 
-        phantom = draw(config.view, config.phantoms.style, source["phantom"], size_px=config.phantoms.size_px, prior=config.phantoms.class_prior)
+        phantom = draw(
+            config.view, config.phantoms.style, source["phantom"], size_px=config.phantoms.size_px, prior=config.phantoms.class_prior
+        )
         return encode_png(phantom.image), phantom.image, phantom.points
     if source["copy_of"] != source["file"]:
         raise Rejected(f"the same bytes as {source['copy_of']}")

@@ -34,9 +34,18 @@ def work(config, inputs, output) -> Table:
     finite = np.isfinite(measured.index)
     label = np.where(finite, view.classify(np.where(finite, measured.index, 0)), -1)
     accepted = np.array([ok for ok, _ in verdicts]) & finite
-    table = pa.table({
-        "key": rows.key.tolist(), "points": list(measured.points.reshape(len(rows), -1).astype(np.float32)), "index": measured.index, "spread": measured.spread,
-        "label": label, "accepted": accepted, "reason": [reason for _, reason in verdicts], "label_source": ["machine"] * len(rows),
-        "labeller": [inputs.markers("labeller")[0].path] * len(rows)})
+    table = pa.table(
+        {
+            "key": rows.key.tolist(),
+            "points": list(measured.points.reshape(len(rows), -1).astype(np.float32)),
+            "index": measured.index,
+            "spread": measured.spread,
+            "label": label,
+            "accepted": accepted,
+            "reason": [reason for _, reason in verdicts],
+            "label_source": ["machine"] * len(rows),
+            "labeller": [inputs.markers("labeller")[0].path] * len(rows),
+        }
+    )
     counts = {name: int((accepted & (label == number)).sum()) for number, name in enumerate(CLASSES)}
     return Table(table, {"images": len(rows), "accepted": counts})

@@ -18,7 +18,10 @@ def units(run) -> list[Unit]:
     from vhs.split import scopes
 
     inputs, init = {"real": run.committed("ingest"), "splits": run.committed("split")}, models.fingerprint(models.labeller(run.config))
-    return [run.unit(NAME, f"{FOLDER}/{scope}", inputs, params={"scope": scope, "init": init}, ranks=run.config.labeller.ranks) for scope in scopes(run.config.split)]
+    return [
+        run.unit(NAME, f"{FOLDER}/{scope}", inputs, params={"scope": scope, "init": init}, ranks=run.config.labeller.ranks)
+        for scope in scopes(run.config.split)
+    ]
 
 
 def work(config, inputs, output) -> Files:
@@ -38,11 +41,20 @@ def work(config, inputs, output) -> Files:
         labeller = Labeller.load(models.labeller(config))
     if settings.steps and len(pointed):
         accelerator = world.accelerator(config.execution.device)
-        epochs = batches.Epochs(inputs.storage, pointed, settings.batch, batches.shuffled(len(pointed), settings.seed), points_at=config.resolution)
+        epochs = batches.Epochs(
+            inputs.storage, pointed, settings.batch, batches.shuffled(len(pointed), settings.seed), points_at=config.resolution
+        )
         labeller = fine_tune(labeller, epochs, settings, steps_per_epoch=epochs.steps, accelerator=accelerator, progress=output.progress)
     known = pd.concat([real.training, real.inner], ignore_index=True)
     measured = labeller.measure(batches.load_images(inputs.storage, known), known.key.tolist(), passes=settings.passes)
-    error = np.abs(measured.index - known["index"])[len(real.training):]
+    error = np.abs(measured.index - known["index"])[len(real.training) :]
     replace(labeller, thresholds=fit_thresholds(measured, settings.keep_quantile)).save(output.folder)
-    return Files({"scope": inputs.params["scope"], "fine_tuned_on": len(pointed) if settings.steps else 0, "inner_images": len(real.inner),
-                  "inner_index_mae": None if error.isna().all() else float(error.mean()), **lineage.seen(known)})
+    return Files(
+        {
+            "scope": inputs.params["scope"],
+            "fine_tuned_on": len(pointed) if settings.steps else 0,
+            "inner_images": len(real.inner),
+            "inner_index_mae": None if error.isna().all() else float(error.mean()),
+            **lineage.seen(known),
+        }
+    )

@@ -16,7 +16,10 @@ def units(run) -> list[Unit]:
 
     base = models.fingerprint(models.base(run.config))
     counts = [run.config.priors.images // len(CLASSES) + (c < run.config.priors.images % len(CLASSES)) for c in range(len(CLASSES))]
-    return [run.unit(NAME, f"{FOLDER}/{name}/00000", {}, params={"class": name, "images": count, "base": base}) for name, count in zip(CLASSES, counts)]
+    return [
+        run.unit(NAME, f"{FOLDER}/{name}/00000", {}, params={"class": name, "images": count, "base": base})
+        for name, count in zip(CLASSES, counts)
+    ]
 
 
 def work(config, inputs, output) -> Shard:

@@ -11,7 +11,14 @@ SHOWN = 24  # images on a contact sheet
 
 
 def units(run) -> list[Unit]:
-    roles = {"real": "ingest", "splits": "split", "generated": "generate", "labels": "label", "classifiers": "train", "predictions": "evaluate"}
+    roles = {
+        "real": "ingest",
+        "splits": "split",
+        "generated": "generate",
+        "labels": "label",
+        "classifiers": "train",
+        "predictions": "evaluate",
+    }
     return [run.unit(NAME, FOLDER, {role: run.committed(stage) for role, stage in roles.items()}, params={"analysis": run.analysis})]
 
 
@@ -27,8 +34,10 @@ def work(config, inputs, output) -> Files:
     measured = tested[tested.arm == "measure"]
     generated, asked = _generated(config, inputs)
     summary = metrics.summary(
-        predictions, labeller=metrics.labeller_quality(measured, view) if len(measured) else None,
-        generated=metrics.generated_counts(generated, asked) if len(generated) else None)
+        predictions,
+        labeller=metrics.labeller_quality(measured, view) if len(measured) else None,
+        generated=metrics.generated_counts(generated, asked) if len(generated) else None,
+    )
     (output.folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     crash.window("report-half-written")
     tables = metrics.tables(tested, view) | {"splits": _splits(inputs)}
@@ -90,7 +99,11 @@ def _sheet(config, inputs, rows, real: bool) -> bytes:
         if row.points is None:
             drawn.append(image)
             continue
-        points = batches.network_points(rows.loc[[row.Index]], config.resolution)[0] if real else np.asarray(row.points, np.float32).reshape(-1, 2)
+        points = (
+            batches.network_points(rows.loc[[row.Index]], config.resolution)[0]
+            if real
+            else np.asarray(row.points, np.float32).reshape(-1, 2)
+        )
         refused = "" if real or row.accepted else f", {row.reason}"
         drawn.append(overlay(image, points, view, f"{view.index} {row.index:.2f}{refused}", scale=max(1, 192 // len(image))))
     return contact_sheet(drawn, SHOWN // 3)
@@ -100,8 +113,10 @@ def _notes(config, inputs) -> dict:
     splits, rejects = inputs.facts("splits"), [reject for marker in inputs.markers("real") for reject in marker.facts["rejects"]]
     limits = []
     if config.data == "phantoms":
-        limits.append(f"The real images of this run are drawn ({config.phantoms.style} phantoms), and the base model was schooled on phantoms of another style: "
-                      "a gain may be knowledge that leaks from the base.")
+        limits.append(
+            f"The real images of this run are drawn ({config.phantoms.style} phantoms), and the base model was schooled on phantoms of another style: "
+            "a gain may be knowledge that leaks from the base."
+        )
     if rejects:
         limits.append(f"{len(rejects)} files were not used, the first {rejects[0]['file']}: {rejects[0]['reason']}.")
     if not splits["patients_known"]:
