@@ -116,7 +116,7 @@ def verify(
     full: Annotated[bool, typer.Option("--full", help="Read every byte and compare every sha256.")] = False,
 ):
     """Is everything that was committed still there, once, and whole?"""
-    from jobs.inspect import verify_all
+    from jobs.audit import verify_all
 
     shards, samples, findings = verify_all(url, full)
     for finding in findings:
@@ -130,7 +130,7 @@ def verify(
 @app.command()
 def regenerate(run: RunArgument, key: Annotated[str, typer.Argument(help="Key of a generated image (16 hex digits; see the sidecars).")]):
     """Draw one generated image again, its whole batch with it, and compare with what is stored."""
-    from jobs.inspect import regenerate as again
+    from jobs.audit import regenerate as again
     from jobs.plan import reopen
 
     world.set_environment(reopen(run).config.threads)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
@@ -27,7 +27,6 @@ log = logging.getLogger(__name__)
 HELD_OUT = 256  # phantoms a view that no stage trains on: the figures are measured on them
 DRAWN_PER_CLASS = 64
 PACKAGED = Path(pretraining.__file__).parent / "weights" / "base"
-_ADAPT_RATE = 0.2  # of the learning rate: the codec's latents hardly differ from the targets
 _SAVE_S = 180.0
 
 
@@ -52,17 +51,21 @@ class Saving:
             self.saved_s = time.monotonic()
 
 
+def _kept(file: Path, make: Callable[[], Sequence[np.ndarray]]) -> list[np.ndarray]:
+    """The arrays `make` returns, made once: a resumed command reads them back."""
+    if not file.is_file():
+        aside = file.with_suffix(".writing.npz")
+        np.savez(aside, *make())
+        aside.replace(file)
+    with np.load(file) as arrays:
+        return list(arrays.values())
+
+
 def draw_phantoms(settings: Pretraining, out: Path, view: str) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 [N,S,S] and key points [N,K,2] of one view, drawn once and kept; the last HELD_OUT are not for training."""
-    file = out / "training" / f"{view}.npz"
-    if not file.is_file():
-        seeds = range(settings.first_phantom_seed, settings.first_phantom_seed + settings.phantoms_per_view + HELD_OUT)
-        images, points = phantom.draw_many(view, "textbook", seeds, settings.resolution_px)
-        aside = file.with_suffix(".writing.npz")
-        np.savez(aside, images=images, points=points)
-        aside.replace(file)
-    with np.load(file) as kept:
-        return kept["images"], kept["points"]
+    seeds = range(settings.first_phantom_seed, settings.first_phantom_seed + settings.phantoms_per_view + HELD_OUT)
+    images, points = _kept(out / "training" / f"{view}.npz", lambda: phantom.draw_many(view, "textbook", seeds, settings.resolution_px))
+    return images, points
 
 
 def training_set(settings: Pretraining, out: Path) -> tuple[np.ndarray, list[tuple[str, str]], pretraining.PatchBasis]:
@@ -96,16 +99,16 @@ def denoiser(settings: Pretraining, out: Path, init: str | None, accelerator: Ac
     parts = np.array_split(images, max(1, len(images) // 256))
     targets = torch.cat([basis.encode(torch.from_numpy(part)[:, None] / 127.5 - 1) for part in parts])
     saving = Saving(out / "training" / "denoiser.pt")
-    pretraining.train_denoiser(components, targets, names, settings, settings.steps, settings.learning_rate, accelerator, saving)
+    pretraining.train_denoiser(components, targets, names, settings, settings.steps, accelerator, saving)
 
 
 def adapt(settings: Pretraining, out: Path, init: str | None, accelerator: Accelerator) -> None:
-    """Stage 3: the denoiser gets used to the latents the codec really gives."""
+    """Stage 3: the denoiser goes on with the latents the codec really gives."""
     components = assemble(settings, out, init).to(accelerator.device)
     images, names, _ = training_set(settings, out)
-    latents = pretraining.latents_of(components, images)
-    rate, saving = _ADAPT_RATE * settings.learning_rate, Saving(out / "training" / "adapt.pt")
-    pretraining.train_denoiser(components, latents, names, settings, settings.adapt_steps, rate, accelerator, saving)
+    latents = _kept(out / "training" / "latents.npz", lambda: [pretraining.latents_of(components, images).numpy()])[0]
+    saving = Saving(out / "training" / "adapt.pt")
+    pretraining.train_denoiser(components, torch.from_numpy(latents), names, settings, settings.adapt_steps, accelerator, saving)
 
 
 def judge(settings: Pretraining, out: Path, components: Components, guidances: Sequence[float] = (1.0, 1.5, 2.0)) -> dict:

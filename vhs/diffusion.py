@@ -64,7 +64,7 @@ def load(folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dt
     Raises FileNotFoundError for a local folder that is not a diffusers model.
     """
     if Path(folder).is_dir() and not (Path(folder) / "model_index.json").is_file():
-        raise FileNotFoundError(f"{folder} is no diffusers model: it lacks model_index.json (beside unet/, vae/, text_encoder/, tokenizer/)")
+        raise FileNotFoundError(f"{folder} is no diffusers model: it has no model_index.json beside unet/, vae/, tokenizer/")
     folder = str(folder)
     parts = Components(
         tokenizer=CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"),
@@ -74,7 +74,7 @@ def load(folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dt
         scheduler=DDPMScheduler.from_pretrained(folder, subfolder="scheduler"),
     )
     for module in parts.networks.values():
-        module.to(device, dtype).eval()
+        torch.nn.Module.to(module, device, dtype).eval()  # torch's own `to`: diffusers' warns of modules to keep in float32 and lists none
     return parts
 
 
@@ -85,7 +85,7 @@ def save(components: Components, folder: str | Path, dtype: torch.dtype = torch.
     """
     folder = Path(folder)
     for name, module in components.networks.items():
-        copy.deepcopy(module).to("cpu", dtype).save_pretrained(folder / name, safe_serialization=True)
+        torch.nn.Module.to(copy.deepcopy(module), "cpu", dtype).save_pretrained(folder / name, safe_serialization=True)
         _forget_origin(folder / name / "config.json")
     _open_in_float32(folder / "text_encoder" / "config.json")
     components.tokenizer.save_pretrained(folder / "tokenizer")

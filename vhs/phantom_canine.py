@@ -200,7 +200,7 @@ def _forelimb(rng, t: Thorax) -> tuple[list, list]:
 
 def _vessels(rng, t: Thorax) -> list:
     """Lobar vessels that leave the heart's base, the caudal vena cava and the aorta."""
-    u, (a, b, c, d) = rng.uniform, t.points[:4]
+    u, (a, b, _, d) = rng.uniform, t.points[:4]
     hilus, reach = a + 0.16 * (b - a), np.linspace(0, 1, 7)
     angle = np.deg2rad(np.concatenate([u(-32, 58, 11), u(150, 205, 4)]))
     long, curl, thick = u(2.5, 6.5, 15), u(-0.3, 0.3, 15), u(0.11, 0.24, 15)

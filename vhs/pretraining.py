@@ -3,7 +3,7 @@
 A tool to try the whole chain on a laptop needs a base model that fits in a package and whose training data is known to the last pixel.
 Two networks must be trained, and the second needs the latents of the first. To train both at the same time, the codec's encoder is pulled
 towards targets known beforehand: the first principal components of 8 x 8 patches, scaled to unit variance (`PatchBasis`). The denoiser
-learns on those targets, then adapts for a few steps to the latents the codec really gives.
+learns on those targets while the codec is trained, then goes on with the latents the codec really gives.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from vhs.training import generator
 LATENT_CHANNELS = 4
 _PROMPT_TOKENS = 32
 _LATENT_NOISE = 0.05  # of a latent's unit variance: what the encoder's posterior spreads to, and what the decoder must shrug off
-_WORD_STD = 0.5  # of word embeddings: as large as what the layers add, so that each position of the text encoder's output still tells its word
+_WORD_STD = 0.5  # of word embeddings: as large as what the layers add, so that every position of the output still tells its word
 _WARMUP_STEPS = 200
 
 
@@ -220,7 +220,7 @@ def train_codec(
 
 
 def train_denoiser(
-    components: Components, latents: torch.Tensor, names: list[tuple[str, str]], settings: Pretraining, steps: int, learning_rate: float,
+    components: Components, latents: torch.Tensor, names: list[tuple[str, str]], settings: Pretraining, steps: int,
     accelerator: Accelerator, progress: Progress,
 ) -> None:  # fmt: skip
     """Trains components.unet in place on latents [N,C,h,w]; names[i] = (view, class) of sample i.
@@ -244,7 +244,7 @@ def train_denoiser(
         each = diffusion.denoising_loss(components, clean, embeddings, noise, timesteps, settings.min_snr_gamma)
         return each.mean(), {"loss": each.detach().mean()}
 
-    optimise(components.unet, loss, steps, learning_rate, settings.ema_decay, accelerator, progress)
+    optimise(components.unet, loss, steps, settings.learning_rate, settings.ema_decay, accelerator, progress)
 
 
 def class_names(points: np.ndarray, view: str) -> list[tuple[str, str]]:
@@ -254,7 +254,7 @@ def class_names(points: np.ndarray, view: str) -> list[tuple[str, str]]:
 
 @torch.no_grad()
 def latents_of(components: Components, images: np.ndarray, batch: int = 64) -> torch.Tensor:
-    """The codec's own latents of uint8 [N,S,S], for the adapting steps."""
+    """The codec's own latents of uint8 [N,S,S], for the second half of the denoiser's training."""
     parts = [torch.from_numpy(images[i : i + batch])[:, None] for i in range(0, len(images), batch)]
     return torch.cat([diffusion.encode_images(components, part).cpu() for part in parts])
 
