@@ -105,7 +105,8 @@ def test_a_perfect_predictor_has_no_loss_and_an_error_costs_its_square(predictio
     timesteps = torch.randint(1000, (3,), generator=draw)
     scheduler = DDPMScheduler.from_config(tiny.scheduler.config, prediction_type=prediction_type)
     loss = lambda error, gamma: diffusion.denoising_loss(  # noqa: E731
-        replace(tiny, scheduler=scheduler, unet=Oracle(scheduler, clean, noise, error)), clean, None, noise, timesteps, gamma)
+        replace(tiny, scheduler=scheduler, unet=Oracle(scheduler, clean, noise, error)), clean, None, noise, timesteps, gamma
+    )
     assert torch.equal(loss(0.0, None), torch.zeros(3))
     torch.testing.assert_close(loss(0.5, None), torch.full((3,), 0.25))
     snr = scheduler.alphas_cumprod[timesteps] / (1 - scheduler.alphas_cumprod[timesteps])

@@ -92,6 +92,7 @@ def build(settings: Pretraining) -> Components:
     levels, attending, width = len(settings.codec_channels), len(settings.unet_channels) - 1, settings.text_width
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
+        # fmt: off
         text_encoder = CLIPTextModel(CLIPTextConfig(
             vocab_size=len(tokenizer), hidden_size=width, intermediate_size=4 * width, projection_dim=width, hidden_act="quick_gelu",
             num_hidden_layers=settings.text_layers, num_attention_heads=4, max_position_embeddings=_PROMPT_TOKENS,
@@ -100,8 +101,7 @@ def build(settings: Pretraining) -> Components:
         nn.init.normal_(text_encoder.get_input_embeddings().weight, std=_WORD_STD)
         unet = UNet2DConditionModel(
             sample_size=settings.resolution_px // 2 ** (levels - 1), in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS,
-            block_out_channels=settings.unet_channels, layers_per_block=1, cross_attention_dim=width,
-            attention_head_dim=4, norm_num_groups=8,
+            block_out_channels=settings.unet_channels, layers_per_block=1, cross_attention_dim=width, attention_head_dim=4, norm_num_groups=8,
             down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * attending),
             up_block_types=(*["CrossAttnUpBlock2D"] * attending, "UpBlock2D"),
         )
@@ -110,6 +110,7 @@ def build(settings: Pretraining) -> Components:
             down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels, norm_num_groups=8,
             sample_size=settings.resolution_px, scaling_factor=1.0,  # the targets have unit variance already
         )
+        # fmt: on
     scheduler = DDPMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction", clip_sample=False,
         timestep_spacing="trailing", steps_offset=1,
@@ -168,7 +169,7 @@ def crops(images: np.ndarray, step: int, settings: Pretraining) -> torch.Tensor:
     """
     whole = step >= 0.8 * settings.codec_steps
     size = settings.resolution_px if whole else min(settings.codec_crop_px, settings.resolution_px)
-    count = max(4, settings.codec_batch * settings.codec_crop_px ** 2 // size ** 2)
+    count = max(4, settings.codec_batch * settings.codec_crop_px**2 // size**2)
     rng = np.random.default_rng([settings.seed, 1, step])
 
     def crop() -> np.ndarray:
