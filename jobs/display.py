@@ -46,4 +46,5 @@ class Display(Show):
         self._bars.update(self._tasks[self._current], word="" if outcome.state == "done" else f"{outcome.unit.path} {outcome.state}")
 
     def step(self, path: str, step: int, total: int, metrics: dict):
-        self._bars.update(self._tasks[self._current], word=f"{path} step {step}/{total} loss {metrics.get('loss', float('nan')):.4f}")
+        figures = " ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in metrics.items() if name.endswith("loss"))
+        self._bars.update(self._tasks[self._current], word=f"{path} step {step}/{total} {figures}")

@@ -143,7 +143,7 @@ class Pretraining(Section):
     unet_channels: tuple[int, ...] = (48, 96, 176)
     text_width: int = Field(96, ge=32)
     text_layers: int = Field(2, ge=1)
-    steps: int = Field(3700, ge=0)  # of the denoiser, on the linear targets
+    steps: int = Field(4000, ge=0)  # of the denoiser, on the linear targets
     adapt_steps: int = Field(8000, ge=0)  # of the denoiser, on the codec's own latents
     batch: int = Field(16, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
