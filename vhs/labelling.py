@@ -19,7 +19,8 @@ import cv2
 import numpy as np
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialized
 from sklearn.covariance import LedoitWolf
 from torch.nn import functional as F
 
@@ -113,7 +114,7 @@ class Labeller:
         if self.thresholds:
             config["thresholds"] = {name: value for name, value in asdict(self.thresholds).items() if not isinstance(value, np.ndarray)}
             tensors |= {f"thresholds.{name}": torch.from_numpy(getattr(self.thresholds, name)) for name in ("mean", "precision")}
-        save_file(tensors, folder / "model.safetensors")
+        (folder / "model.safetensors").write_bytes(serialized(tensors))  # save_file would make it readable by its owner alone
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
     def to(self, device: torch.device | str) -> Labeller:
