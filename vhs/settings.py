@@ -45,7 +45,7 @@ class Labeller(Section):
     """The key-point network that measures images (vhs/labelling.py)."""
 
     init: str = "packaged"  # packaged | scratch | a labeller folder
-    size_px: int = Field(128, ge=32)
+    size_px: int = Field(128, ge=32, multiple_of=16)
     steps: int = Field(200, ge=0)  # fine-tuning on this run's training images; 0 uses `init` as it is
     batch: int = Field(24, ge=1)  # global
     ranks: int = Field(1, ge=1)
@@ -54,6 +54,7 @@ class Labeller(Section):
     dropout: float = Field(0.1, ge=0, lt=1)
     passes: int = Field(8, ge=1)  # MC-dropout passes behind `spread`, frozen batch norm, masks seeded by key
     keep_quantile: float = Field(0.99, gt=0.5, le=1)  # verdict thresholds sit at this quantile of the training images' own values
+    slack: float = Field(1.5, ge=1)  # times this: generated images are smoother than film, and strange ones lie several times beyond
     seed: int = 137
 
 
@@ -144,7 +145,7 @@ class Pretraining(Section):
     text_width: int = Field(96, ge=32)
     text_layers: int = Field(2, ge=1)
     steps: int = Field(4000, ge=0)  # of the denoiser, on the linear targets
-    adapt_steps: int = Field(8000, ge=0)  # of the denoiser, on the codec's own latents
+    adapt_steps: int = Field(5000, ge=0)  # of the denoiser, on the codec's own latents
     batch: int = Field(16, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
     min_snr_gamma: float | None = None  # none: the heart's size is settled at noise levels that min-SNR all but switches off for v-prediction
