@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from jobs import world
-from jobs.claim import Claim, Superseded, owner
+from jobs.claim import Claim, dead, machine, overtaken, owner
 from jobs.config import Config
 from jobs.unit import Marker, Unit, commit, digest, read_marker
 from shards import crash, manifest
@@ -61,42 +60,43 @@ class Output:
 class Progress:
     """vhs.checkpoint.Progress on a run: checkpoints in storage, crash windows, and word of each step."""
 
-    def __init__(self, storage: Storage, unit: Unit, config: Config, claim: Claim | None, scratch: Path, watch: Watch | None):
+    def __init__(self, storage: Storage, unit: Unit, config: Config, claim: Claim, scratch: Path, watch: Watch | None):
         self._storage, self._unit, self._claim, self._scratch, self._watch = storage, unit, claim, scratch, watch
         self._every, self._folder = config.execution.checkpoint_steps, f"checkpoints/{unit.identity}/"
 
     def resume(self) -> dict | None:
         from vhs import checkpoint
 
-        names = self._storage.list(self._folder)
-        return checkpoint.load(self._storage.local(names[-1])) if names else None
+        while names := self._storage.list(self._folder):
+            try:
+                return checkpoint.load(self._storage.local(names[-1]))
+            except FileNotFoundError:  # an overtaken attempt replaced it since the listing
+                continue
+        return None
 
     def step(self, step: int, total: int, metrics: dict[str, float], capture: Callable[[], dict]):
         crash.window("training-step")
-        if self._claim:
-            self._claim.check()
-            self._claim.message = {"step": step, "total": total, **metrics}
+        self._claim.check()
+        self._claim.message = {"step": step, "total": total, **metrics}
         if self._watch:
             self._watch(self._unit.path, step, total, metrics)
         if world.rank() == 0 and step % self._every == 0 and step < total:
             self._save(step, capture())
 
     def _save(self, step: int, state: dict):
-        """The newest checkpoint replaces the older ones once it is whole."""
+        """The newest checkpoint replaces the older ones once it is whole; those of an attempt that is further stay."""
         from vhs import checkpoint
 
-        file = self._scratch / "checkpoint.pt"
+        file, name = self._scratch / "checkpoint.pt", f"{self._folder}{step:08d}.pt"
         checkpoint.save(state, file)
-        older = self._storage.list(self._folder)
-        self._storage.commit(f"{self._folder}{step:08d}.pt", file, crash_window="checkpoint-half-written")
-        for name in older:
-            self._storage.delete(name)
+        self._storage.commit(name, file, crash_window="checkpoint-half-written")
+        for older in (other for other in self._storage.list(self._folder) if other < name):
+            self._storage.delete(older)
 
 
 def attempt(url: str, config: Config, unit: Unit, watch: Watch | None = None) -> str:
     """Do `unit` unless somebody else does. -> "done" | "busy". An error is recorded in state/failures and raised."""
-    storage = open_storage(url)
-    execution = config.execution
+    storage, execution = open_storage(url), config.execution
     claim = Claim.take(storage, unit.identity, heartbeat_s=execution.heartbeat_s, stale_s=execution.stale_s)
     if claim is None:
         return "busy"
@@ -104,13 +104,13 @@ def attempt(url: str, config: Config, unit: Unit, watch: Watch | None = None) ->
         if storage.exists(unit.marker):  # finished and its claim dropped between our listing and our claim
             return "done"
         try:
-            if unit.ranks > 1 and world.size() == 1:
-                world.launch(unit.ranks, work, url, config, unit)
+            if unit.ranks > 1:
+                world.launch(unit.ranks, _rank, url, config, unit, claim.attempt)
             else:
-                work(url, config, unit, claim, watch)
-        except Superseded:
-            return "busy"
+                _work(storage, config, unit, claim, watch)
         except Exception:
+            if overtaken(storage, unit.identity, claim.attempt):
+                return "busy"
             storage.put(f"state/failures/{unit.identity}.txt", f"{unit.stage} {unit.path}\n{traceback.format_exc()}".encode())
             raise
         for name in [*storage.list(f"checkpoints/{unit.identity}/"), f"state/failures/{unit.identity}.txt"]:
@@ -118,36 +118,43 @@ def attempt(url: str, config: Config, unit: Unit, watch: Watch | None = None) ->
     return "done"
 
 
-def work(url: str, config: Config, unit: Unit, claim: Claim | None = None, watch: Watch | None = None):
+def _rank(url: str, config: Config, unit: Unit, number: int):
+    """One of several ranks: the claim is its parent's, whose heart beats; this process only looks whether it still holds."""
+    storage = open_storage(url)
+    _work(storage, config, unit, Claim(storage, unit.identity, number, config.execution.heartbeat_s, beating=False), None)
+
+
+def _work(storage: Storage, config: Config, unit: Unit, claim: Claim, watch: Watch | None):
     """One rank's part of a unit; rank 0 commits. Everything random in it is seeded by the unit, so a second attempt makes the same product."""
     from jobs.stages import BY_NAME
 
-    storage = open_storage(url)
     stage = BY_NAME[unit.stage]
     if stage.TORCH:
         world.set_numerics(config.threads)
-    scratch = _scratch(storage, config, unit)
+    scratch, began = _scratch(storage, config, unit), time.monotonic()
     try:
-        began = time.monotonic()
         output = Output(scratch / "out", Progress(storage, unit, config, claim, scratch, watch))
         output.folder.mkdir()
         product = stage.work(config, Inputs(storage, unit), output)
-        if world.rank() == 0:
-            if claim:
-                claim.check()
-            if commit(storage, unit, product, output.folder):
-                about = {**owner(), "stage": unit.stage, "unit": unit.path, "seconds": round(time.monotonic() - began, 3)}
-                storage.put(f"state/done/{unit.identity}.json", json.dumps(about).encode())
+        claim.check()
+        if world.rank() == 0 and commit(storage, unit, product, output.folder):
+            about = {**owner(), "stage": unit.stage, "unit": unit.path, "seconds": round(time.monotonic() - began, 3)}
+            storage.put(f"state/done/{unit.identity}.json", json.dumps(about).encode())
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _scratch(storage: Storage, config: Config, unit: Unit) -> Path:
-    """A private folder for this attempt. On one rank, what killed attempts at the unit left behind goes: the claim says they are dead."""
+    """A private folder for this attempt, under this machine's name: there, what dead processes left behind can be told and goes."""
     chosen = config.execution.work_dir
     root = Path(chosen).expanduser() / digest(storage.url)[:12] if chosen else storage.root / TEMPORARY / "work"
-    root.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if world.size() == 1:
-        for left in root.glob(f"{unit.identity}-*"):
+    (root / machine()).mkdir(parents=True, exist_ok=True, mode=0o700)
+    for left in (root / machine()).glob("*-*-*"):
+        _, pid, started = left.name.split("-")
+        if dead({"machine": machine(), "pid": int(pid), "started": started}):
             shutil.rmtree(left, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"{unit.identity}-", dir=root))
+    me = owner()
+    folder = root / machine() / f"{unit.identity}-{me['pid']}-{me['started']}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+    return folder

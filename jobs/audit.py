@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 
 from jobs import plan
-from jobs.stages import STAGES
 from shards.storage import open_storage
 from shards.verify import Finding, verify
 
@@ -23,28 +21,32 @@ def verify_all(url: str, full: bool) -> tuple[int, int, list[Finding]]:
         shards, samples = shards + found.shards, samples + found.samples
         findings += found.found
     if "plan.json" in names:
-        findings += _marker_findings(plan.reopen(url), full)
+        findings += _marker_findings(plan.reopen(url, read_only=True), full)
     elif not shards:
         raise ValueError(f"{url} is neither a run (no plan.json) nor a folder of shards (no tar with a sidecar)")
     return shards, samples, findings
 
 
 def _marker_findings(run: plan.Run, full: bool) -> list[Finding]:
-    """The files that units' markers list: there, and with `full` with the digest they were committed with."""
-    findings = []
-    folders = tuple(stage.FOLDER for stage in STAGES if stage.KIND == "json")
-    for path in sorted(name for name in run.names if re.fullmatch(rf"({'|'.join(folders)})[/\w-]*-[0-9a-f]{{12}}\.json", name)):
-        marker = run.marker(path)
+    """What units' markers list: the files they made, there and with `full` as committed; and with `full` their input markers, unchanged since."""
+    findings, held = [], {}
+    done = [unit for _, units in run.named() for unit in units if run.done(unit)]
+    for unit in done:
+        marker, again = run.marker(unit.marker), f"delete {unit.marker}, then run the same command again"
         for name, sha256 in marker.files.items():
             file = f"{marker.folder}/{name}"
             if file not in run.names:
-                findings.append(Finding(file, f"missing, though {path} lists it", f"delete {path}, then run the same command again"))
+                findings.append(Finding(file, f"missing, though {unit.marker} lists it", again))
             elif full and hashlib.sha256(run.storage.read(file)).hexdigest() != sha256:
-                findings.append(
-                    Finding(
-                        file, "its sha256 is not the one it was committed with", f"delete it and {path}, then run the same command again"
-                    )
-                )
+                findings.append(Finding(file, "its sha256 is not the one it was committed with", f"delete it; {again}"))
+        held |= {path: (sha256, unit.marker) for markers in marker.inputs.values() for path, sha256 in markers}
+    for path, (sha256, reader) in held.items():
+        if path not in run.names:
+            findings.append(
+                Finding(path, f"missing, though {reader} was made from it", f"delete {reader}, then run the same command again")
+            )
+        elif full and hashlib.sha256(run.storage.read(path)).hexdigest() != sha256:
+            findings.append(Finding(path, f"not what {reader} was made from", "delete it, then run the same command again"))
     return findings
 
 

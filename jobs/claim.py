@@ -33,28 +33,35 @@ def _started(pid: int) -> str:
     return "" if fields[0] in "ZX" else fields[19]
 
 
+def machine() -> str:
+    """A name for where process numbers mean something: this host since it booted, and this container of it."""
+    boot, space = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    return "-".join(
+        [socket.gethostname(), boot.read_text()[:8] if boot.exists() else "", os.readlink(space)[5:-1] if space.exists() else ""]
+    )
+
+
 def owner() -> dict:
     """Who this process is, for others to see whether it still lives."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    return {
-        "host": socket.gethostname(),
-        "boot": boot.read_text().strip() if boot.exists() else "",
-        "pid": os.getpid(),
-        "started": _started(os.getpid()),
-    }
+    return {"machine": machine(), "pid": os.getpid(), "started": _started(os.getpid())}
 
 
-def _dead(other: dict) -> bool:
-    """Whether `other` ran on this machine and is gone."""
-    me = owner()
-    return (other["host"], other["boot"]) == (me["host"], me["boot"]) and _started(other["pid"]) != other["started"]
+def dead(other: dict) -> bool:
+    """Whether `other` (an `owner`) ran on this machine and is gone. Of other machines nothing is known."""
+    return other["machine"] == machine() and _started(other["pid"]) != other["started"]
+
+
+def overtaken(storage: Storage, identity: str, attempt: int) -> bool:
+    """Whether a later attempt has claimed the unit."""
+    return storage.exists(f"state/claims/{identity}/{attempt + 1:04d}.json")
 
 
 class Claim:
     """This process's claim on one unit. Use as a context manager: the heartbeat runs inside, and the claim is dropped at the end."""
 
-    def __init__(self, storage: Storage, identity: str, attempt: int, heartbeat_s: float):
-        self.storage, self.identity, self.attempt = storage, identity, attempt
+    def __init__(self, storage: Storage, identity: str, attempt: int, heartbeat_s: float, beating: bool = True):
+        """`beating` False: the claim of another process, only looked at from here."""
+        self.storage, self.identity, self.attempt, self._beating, self._looked_s = storage, identity, attempt, beating, time.monotonic()
         self.message: dict = {}
         self._heartbeat_s, self._stop, self.superseded = heartbeat_s, threading.Event(), False
 
@@ -76,7 +83,7 @@ class Claim:
             other = json.loads(storage.read(f"{name}.json"))
         except FileNotFoundError:
             return True  # dropped between our listing and our reading
-        if _dead(other):
+        if dead(other):
             return True
         beat = storage.read(f"{name}.beat") if storage.exists(f"{name}.beat") else b""
         last, since = _seen.setdefault(name, (beat, time.monotonic()))
@@ -99,6 +106,8 @@ class Claim:
 
     def check(self):
         """Superseded, if another attempt has taken over."""
+        if not self._beating and time.monotonic() - self._looked_s > self._heartbeat_s:
+            self.superseded, self._looked_s = overtaken(self.storage, self.identity, self.attempt), time.monotonic()
         if self.superseded:
             raise Superseded(f"unit {self.identity}: attempt {self.attempt} was taken over")
 
@@ -109,6 +118,6 @@ class Claim:
             count += 1
             if self._stop.wait(self._heartbeat_s):
                 return
-            if self.storage.exists(f"state/claims/{self.identity}/{self.attempt + 1:04d}.json"):
+            if overtaken(self.storage, self.identity, self.attempt):
                 self.superseded = True
                 return

@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as Grid
 
 from jobs import world
@@ -86,7 +87,7 @@ def status(run: RunArgument):
     from jobs.status import generation
     from jobs.status import status as of
 
-    opened = plan.reopen(run)
+    opened = plan.reopen(run, read_only=True)
     grid = Grid("stage", "units done", "running", "failed", title=f"{opened.config.name}  {run}")
     for row in of(opened):
         running = ", ".join(f"{path} {beat['step']}/{beat['total']}" if "step" in beat else path for path, beat in row.running)
@@ -101,11 +102,17 @@ def status(run: RunArgument):
 
 @app.command()
 def report(run: RunArgument):
-    """Bring a run's report up to date and say where it is."""
+    """Make a finished run's report, and say what it says and where it is. It trains nothing: `vhs run` does."""
     from jobs import plan
+    from jobs.drive import frontier
 
     opened = plan.reopen(run)
     world.set_environment(opened.config.threads)
+    left = frontier(opened)
+    if left and left[0] != "report":
+        raise plan.PlanError(
+            f"{run} is not finished: {len(left[1])} units of {left[0]} are to do before its report. vhs status {run} says more"
+        )
     _drive(opened)
     _verdict(opened)
 
@@ -120,7 +127,8 @@ def verify(
 
     shards, samples, findings = verify_all(url, full)
     for finding in findings:
-        console.print(f"[{'red' if finding.error else 'yellow'}]{finding.path}[/]: {finding.what}. To do: {finding.to_do}", soft_wrap=True)
+        said = escape(f"{finding.path}: {finding.what}. To do: {finding.to_do}")
+        console.print(f"[{'red' if finding.error else 'yellow'}]{said}[/]", soft_wrap=True)
     console.print(
         f"{shards} shards, {samples} samples, {sum(f.error for f in findings)} errors, {sum(not f.error for f in findings)} remarks"
     )
@@ -138,10 +146,12 @@ def regenerate(run: RunArgument, key: Annotated[str, typer.Argument(help="Key of
     console.print(f"{key} is image {found['number']} of {found['shard']}")
     if found["equal"]:
         console.print("[green]the same bytes[/]")
+    elif not found["difference"]:
+        console.print("[green]the same pixels[/], packed into other bytes by another version of the PNG encoder")
     else:
         differs = ", ".join(f"{name} {then} -> {now}" for name, (then, now) in found["numerics"].items()) or "nothing that is recorded"
         console.print(f"[yellow]other bytes[/], mean difference {found['difference']:.3f} grey levels; numerics that differ: {differs}")
-    raise typer.Exit(0 if found["equal"] or (found["numerics"] and found["difference"] <= 1) else 1)
+    raise typer.Exit(0 if not found["difference"] or (found["numerics"] and found["difference"] <= 1) else 1)
 
 
 @app.command()
@@ -160,18 +170,12 @@ def predict(
     world.set_environment(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     from jobs import predict as prediction
 
-    labeller = prediction.open_labeller(model)
-    found = prediction.predict(labeller, files)
+    labeller, found = prediction.open_labeller(model), []
+    for item in prediction.predict(labeller, files, overlays=overlay):
+        found.append(item)
+        console.print(f"{item.file}: {prediction.caption(item, labeller.view)}", soft_wrap=True, markup=False)
     out.write_text(prediction.as_csv(found, labeller.view))
-    if overlay:
-        prediction.write_overlays(found, labeller.view, overlay)
-    for item in found:
-        console.print(
-            f"{Path(item.file).name}: "
-            + (f"{labeller.view.index} {item.index:.2f} +- {item.spread:.2f} {item.label}" if item.points is not None else "")
-            + (f" [yellow]{item.note}[/]" if item.note else "")
-        )
-    console.print(f"{out}" + (f", pictures in {overlay}" if overlay else ""))
+    console.print(f"{out}" + (f", pictures in {overlay}" if overlay else ""), markup=False)
     raise typer.Exit(0 if any(item.points is not None for item in found) else 1)
 
 
@@ -211,7 +215,7 @@ def ingest(
     for marker in (opened.marker(path) for path in opened.committed("ingest")):
         console.print(f"{marker.facts['images']} images: " + ", ".join(f"{n} {name}" for name, n in marker.facts["classes"].items()))
         for reject in marker.facts["rejects"]:
-            console.print(f"[yellow]rejected[/] {reject['file']}: {reject['reason']}", soft_wrap=True)
+            console.print(f"[yellow]rejected[/] {escape(reject['file'])}: {escape(reject['reason'])}", soft_wrap=True)
 
 
 @app.command()
@@ -247,10 +251,10 @@ def _dry_run(settings, out: str):
     )
     if open_storage(out).exists("plan.json"):
         plan.check(settings, out)
-        left = drive.frontier(plan.Run(out, settings))
+        left = drive.frontier(plan.Run(out, settings, read_only=True))
         console.print(f"would go on with {left[0]}: {len(left[1])} units" if left else "complete: nothing would be done")
     else:
-        console.print("a new run: would begin with ingest")
+        console.print(f"a new run: would begin with ingest, {len(plan.Run(out, settings, read_only=True).sources)} sources")
 
 
 def _verdict(opened):
@@ -281,10 +285,11 @@ def main():
 
     try:
         app()
-    except (ConfigError, PlanError, SourceError, Failed, ValueError, KeyError, RuntimeError, FileNotFoundError) as error:
+    except (ConfigError, PlanError, SourceError, Failed, ValueError, KeyError, RuntimeError, OSError) as error:
         if os.environ.get("VHS_TRACEBACK"):
             raise
-        console.print(f"[red]error[/] {error.args[0] if isinstance(error, KeyError) else error}", soft_wrap=True, highlight=False)
+        said = escape(str(error.args[0] if isinstance(error, KeyError) else error))
+        console.print(f"[red]error[/] {said}", soft_wrap=True, highlight=False)
         raise SystemExit(1) from None
 
 

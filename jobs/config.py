@@ -11,7 +11,8 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from vhs.measure import VIEWS, View
+from vhs.measure import CLASSES, VIEWS, View
+from vhs.prompts import class_prompt, instance_prompt
 from vhs.settings import Classifier, DreamBooth, Generation, Labeller, Phantoms, Priors, Section, Split, ViewName
 
 Arm = Literal["real", "real-matched", "mixed", "measure"]
@@ -70,6 +71,10 @@ class Config(Section):
             raise ValueError(f"seeds must be distinct and at least one, got {self.seeds}")
         if self.split.folds == 1:
             raise ValueError("split.folds: 0 (test split only) or at least 2")
+        if not self.arms:
+            raise ValueError(f"arms is empty: name some of {', '.join(get_args(Arm))}")
+        for prompt in (instance_prompt, class_prompt):  # a template with an unknown field raises
+            prompt(self.dreambooth, self.measure, CLASSES[0])  # and so do edges that do not rise
         return self
 
     @property
@@ -107,6 +112,7 @@ def read(name: str, overrides: list[str], model: type[BaseModel]):
     """YAML file + `a.b=value` overrides -> a validated `model`. ConfigError names the key, the value and the legal ones."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     for item in overrides:
         if "=" not in item:
@@ -116,7 +122,7 @@ def read(name: str, overrides: list[str], model: type[BaseModel]):
         return model.model_validate(OmegaConf.to_container(merged, resolve=True))
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(item, model) for item in error.errors())) from None
-    except (OmegaConfBaseException, ValueError) as error:
+    except (OmegaConfBaseException, YAMLError, ValueError, TypeError) as error:
         raise ConfigError(f"{name}: {error}") from None
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import signal
-import traceback
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -20,7 +18,7 @@ from jobs.unit import Unit
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an attempt ended. `state`: done | busy (somebody else is at work on it) | failed (`error` is the traceback)."""
+    """How an attempt ended. `state`: done | busy (somebody else is at work on it) | failed (`error` says why; the traceback is in state/failures)."""
 
     unit: Unit
     state: str
@@ -41,7 +39,10 @@ class Local:
     def __enter__(self) -> Local:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, error, *_):
+        if self._pool and error:  # a failure or Ctrl-C: nothing is lost by ending the others in the middle
+            for process in multiprocessing.active_children():
+                process.kill()
         if self._pool:
             self._pool.shutdown(cancel_futures=True)
 
@@ -64,15 +65,12 @@ class Local:
 def _outcome(url: str, config: Config, unit: Unit, watch: Watch | None = None) -> Outcome:
     try:
         return Outcome(unit, attempt(url, config, unit, watch))
-    except Exception:
-        return Outcome(unit, "failed", traceback.format_exc())
+    except Exception as error:
+        return Outcome(unit, "failed", f"{type(error).__name__}: {error}")
 
 
 def _worker(threads: int, parent: int):
     """A worker ends with the process that started it, however that ends."""
     world.set_environment(threads)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and decides
-    if hasattr(ctypes.CDLL(None), "prctl"):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:
-            os._exit(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends its workers
+    world.end_with(parent)

@@ -16,19 +16,15 @@ BUSY_WAIT_S = 0.5
 
 
 class Failed(Exception):
-    """Units that failed; the message groups them. Everything else that could be done is done."""
+    """Units that failed; the message groups them by reason. Everything else of their stage is done."""
 
     def __init__(self, outcomes: list[Outcome], url: str):
-        last = {outcome.error.strip().splitlines()[-1]: outcome for outcome in outcomes}
-        lines = [
-            f"{sum(o.error.strip().splitlines()[-1] == reason for o in outcomes)} x {outcome.unit.stage} ({outcome.unit.path}): {reason}"
-            for reason, outcome in last.items()
-        ]
-        super().__init__(
-            f"{len(outcomes)} units failed:\n  "
-            + "\n  ".join(lines)
-            + f"\nTracebacks are in {url}/state/failures. The same command tries again."
-        )
+        by_reason: dict[str, list[Outcome]] = {}
+        for outcome in outcomes:
+            by_reason.setdefault(outcome.error, []).append(outcome)
+        lines = [f"  {len(group)} x {group[0].unit.stage} ({group[0].unit.path}): {reason}" for reason, group in by_reason.items()]
+        after = f"Tracebacks are in {url}/state/failures. The same command tries again."
+        super().__init__("\n".join([f"{len(outcomes)} units failed:", *lines, after]))
 
 
 class Show:
@@ -42,11 +38,9 @@ class Show:
 def frontier(run: Run) -> tuple[str, list[Unit]] | None:
     """The first stage with unfinished units, and those units. Generation and labelling alternate until the quota is met, for a finished round's
     labels name the next round's units; when nothing is left the run is complete."""
-    for stage in STAGES:
-        pending = [unit for unit in run.units(stage.NAME) if not run.done(unit)]
-        if pending:
-            return stage.NAME, pending
-    return None
+    *_, (stage, units) = run.named()
+    pending = [unit for unit in units if not run.done(unit)]
+    return (stage, pending) if pending else None
 
 
 def drive(run: Run, *, reuse: str | None = None, only: str | None = None, show: Show | None = None):
@@ -72,25 +66,25 @@ def drive(run: Run, *, reuse: str | None = None, only: str | None = None, show: 
 
 
 def _reaches(stage: str, only: str) -> bool:
+    """Whether `stage` has to be done for stage `only` to be. Generation is done when labels say so."""
     order = [s.NAME for s in STAGES]
-    return order.index(stage) <= order.index(only)
+    return order.index(stage) <= order.index("label" if only == "generate" else only)
 
 
 def publish(run: Run):
-    """The views that people and plain tools look for, made anew from the markers; vhs itself never reads them.
+    """The views that people and plain tools look for, made anew from the markers; vhs itself never reads them. And checkpoints nobody needs go.
 
     report/index.html and summary.json at fixed names, rejects.json beside the real images, and a shards.txt in every folder of shards.
     """
-    for path in (name for name in run.names if name.startswith("report-")):
-        folder = run.marker(path).folder
+    done = [unit for _, units in run.named() for unit in units if run.done(unit)]
+    for unit in (unit for unit in done if unit.stage == "report"):
         for name in ("index.html", "summary.json"):
-            run.storage.put(f"report/{name}", run.storage.read(f"{folder}/{name}"))
-    for folder in sorted({name.rpartition("/")[0] for name in run.names if name.endswith(".tar")}):
-        manifest.write_shards_txt(run.storage, folder)
-    rejects = [
-        reject
-        for name in run.names
-        if name.startswith("real/") and name.endswith(".parquet")
-        for reject in run.marker(name).facts["rejects"]
-    ]
+            run.storage.put(f"report/{name}", run.storage.read(f"{run.marker(unit.marker).folder}/{name}"))
+    for folder in sorted({unit.path.rpartition("/")[0] for unit in done if run.marker(unit.marker).shard}):
+        mine = {unit.marker for unit in done}
+        manifest.write_shards_txt(run.storage, folder, keep=mine.__contains__)
+    rejects = [reject for unit in done if unit.stage == "ingest" for reject in run.marker(unit.marker).facts["rejects"]]
     run.storage.put("real/rejects.json", json.dumps(rejects, indent=1).encode())
+    finished = {unit.identity for unit in done}
+    for name in (name for name in run.storage.list("checkpoints/") if name.split("/")[1] in finished):
+        run.storage.delete(name)

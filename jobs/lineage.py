@@ -40,9 +40,9 @@ def split_rows(inputs) -> ScopeRows:
     return ScopeRows(rows(split.training(splits, scope)), rows(split.inner(splits, scope)), held_out, frozenset(forbidden))
 
 
-def seen(rows: pd.DataFrame) -> dict[str, list[str]]:
-    """What a generator or labeller trained on `rows` records of them."""
-    return {"keys_seen": sorted(rows.key), "patients_seen": sorted(set(rows.patient))}
+def seen(rows: pd.DataFrame, before: dict[str, list[str]]) -> dict[str, list[str]]:
+    """What a generator or labeller trained on `rows` records: those, and what the model it began with had seen `before` (models.seen)."""
+    return {"keys_seen": sorted({*rows.key, *before["keys_seen"]}), "patients_seen": sorted({*rows.patient, *before["patients_seen"]})}
 
 
 def guard(generated: pd.DataFrame, records: dict[str, dict], held_out_patients: frozenset[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,9 +20,24 @@ def labeller(config) -> str:
     return str(WEIGHTS / "labeller" / config.view) if config.labeller.init == "packaged" else config.labeller.init
 
 
+def fingerprints(config) -> dict[str, str]:
+    """Fingerprints of the models a run starts with: part of its plan, for other weights under the same name are another science."""
+    return {"base": fingerprint(base(config)), "labeller": fingerprint(labeller(config))}
+
+
+def seen(model: str) -> dict[str, list[str]]:
+    """Keys and patients of this project's data that a model folder declares to have been trained on, in the lineage.json a run writes into it.
+
+    What travels with the program has seen drawn images only. A folder or hub id that declares nothing (a published Stable Diffusion) is taken to have
+    seen none of the run's own images.
+    """
+    file = Path(model) / "lineage.json"
+    return json.loads(file.read_text()) if file.is_file() else {"keys_seen": [], "patients_seen": []}
+
+
 @lru_cache
 def fingerprint(model: str) -> str:
-    """Digest of a model folder's files, so that other weights under the same name are another science; a hub id or a word stands for itself."""
+    """Digest of a model folder's files; a hub id or a word stands for itself."""
     folder = Path(model)
     if not folder.is_dir():
         return model

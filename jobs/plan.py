@@ -7,10 +7,11 @@ invalidate; execution settings may differ every time. Everything a run knows is 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from functools import reduce
+from collections.abc import Callable, Iterator
+from functools import cached_property, reduce
 from importlib.metadata import version
 
+from jobs import models
 from jobs.config import Config, changed
 from jobs.unit import Marker, Unit, read_marker
 from shards.storage import open_storage
@@ -25,8 +26,8 @@ class PlanError(Exception):
 class Run:
     """An open run folder. `units` and `marker` remember what they read until `refresh()`; markers never change, so they are kept."""
 
-    def __init__(self, url: str, config: Config):
-        self.url, self.config, self.storage = str(url), config, open_storage(url)
+    def __init__(self, url: str, config: Config, read_only: bool = False):
+        self.url, self.config, self.storage, self._read_only = str(url), config, open_storage(url), read_only
         self._markers: dict[str, Marker] = {}
         self.refresh()
 
@@ -42,6 +43,13 @@ class Run:
             "looks": 1,
         }
 
+    @cached_property
+    def sources(self) -> list[dict]:
+        """What there is to ingest, as it was found when the run began."""
+        from jobs.stages import ingest
+
+        return ingest.sources(self.config)
+
     def refresh(self):
         """See what has been committed since: one listing."""
         self.names = set(self.storage.list())
@@ -51,9 +59,19 @@ class Run:
         """The units of a stage that can be named now: its module says which, from what is committed."""
         from jobs.stages import BY_NAME
 
-        if stage not in self._units:
+        if stage not in self._units:  # remembered until refresh()
             self._units[stage] = BY_NAME[stage].units(self)
         return self._units[stage]
+
+    def named(self) -> Iterator[tuple[str, list[Unit]]]:
+        """Every stage whose units can be named now, in order, with its units: up to the first that has work left."""
+        from jobs.stages import STAGES
+
+        for stage in STAGES:
+            units = self.units(stage.NAME)
+            yield stage.NAME, units
+            if not all(map(self.done, units)):
+                return
 
     def committed(self, stage: str, **params) -> list[str]:
         """Markers of a stage's units, those with these parameters. Its units are all done: stages are asked in order."""
@@ -81,9 +99,12 @@ class Run:
         return Unit(stage, path, module.KIND, self.science(module.SCIENCE), params or {}, hashed, ranks)
 
     def freeze(self, path: str, value: Callable[[], object], window: str | None = None):
-        """The JSON value at `path`, computed by the first who asks and the same for everyone after."""
+        """The JSON value at `path`, computed by the first who asks and the same for everyone after. Read only: what would be committed."""
         if not self.storage.exists(path):
-            self.storage.commit(path, json.dumps(value(), sort_keys=True, indent=1).encode(), crash_window=window)
+            data = json.dumps(value(), sort_keys=True, indent=1).encode()
+            if self._read_only:
+                return json.loads(data)
+            self.storage.commit(path, data, crash_window=window)
         self.names.add(path)
         return json.loads(self.storage.read(path))
 
@@ -92,7 +113,14 @@ def start(config: Config, out: str) -> Run:
     """Open the run at `out`, freezing `config` as its plan if it is new. PlanError when the science differs from the frozen plan's."""
     run = Run(out, config)
     if "plan.json" not in run.names:
-        plan = {"format": FORMAT, "vhs": version("vhs"), "science": config.science, "analysis": run.analysis}
+        plan = {
+            "sources": len(run.sources),  # data that cannot be read is found out before anything is frozen
+            "format": FORMAT,
+            "vhs": version("vhs"),
+            "science": config.science,
+            "models": models.fingerprints(config),
+            "analysis": run.analysis,
+        }
         run.storage.commit("plan.json", json.dumps(plan, sort_keys=True, indent=1).encode(), crash_window="plan-before-commit")
     check(config, out)
     run.storage.sweep(older_than_s=24 * 3600)
@@ -102,17 +130,23 @@ def start(config: Config, out: str) -> Run:
 
 def check(config: Config, out: str):
     """PlanError if the run at `out` was planned with other science than `config`'s."""
-    keys = changed(read_plan(out)["science"], config.science)
-    if keys:
+    plan = read_plan(out)
+    if keys := changed(plan["science"], config.science):
         raise PlanError(_refusal(out, keys))
+    then, now = plan["models"], models.fingerprints(config)
+    if other := [f"{name} was {then[name]}, is {now[name]}" for name in now if now[name] != then[name]]:
+        raise PlanError(
+            f"{out} began with other weights: {'; '.join(other)}. Put the former back (packaged ones came with vhs {plan['vhs']}), "
+            f"or keep what is still valid: --out NEW --reuse {out}"
+        )
 
 
-def reopen(out: str) -> Run:
+def reopen(out: str, read_only: bool = False) -> Run:
     """The run at `out` with the plan and the execution settings it was last started with."""
     plan, storage = read_plan(out), open_storage(out)
     execution = json.loads(storage.read("state/execution.json")) if storage.exists("state/execution.json") else {}
     try:
-        return Run(out, Config.model_validate({**plan["science"], "execution": execution}))
+        return Run(out, Config.model_validate({**plan["science"], "execution": execution}), read_only)
     except ValueError as error:
         raise PlanError(
             f"{out}: its plan does not fit this version of vhs ({version('vhs')}; planned with {plan['vhs']}): {error}"

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from jobs import models, plan
-from vhs.labelling import Labeller, plausible, verdict
+from shards.sample import sample_key
+from vhs.labelling import Labeller, Measurement, plausible, verdict
 from vhs.measure import CLASSES, VIEWS, View
 from vhs.radiograph import Letterbox, Unreadable, decode
+
+CHUNK = 16  # files in memory at once
 
 
 @dataclass(frozen=True)
@@ -20,12 +25,11 @@ class Prediction:
     """One file's measurement; `points` [K, 2] in the file's own pixels. `note`: why it should not be trusted, or why the file was not read."""
 
     file: str
-    image: np.ndarray | None
-    points: np.ndarray | None
-    index: float
-    spread: float
-    label: str
-    note: str
+    points: np.ndarray | None = None
+    index: float = float("nan")
+    spread: float = float("nan")
+    label: str = ""
+    note: str = ""
 
 
 def open_labeller(model: str) -> Labeller:
@@ -37,68 +41,79 @@ def open_labeller(model: str) -> Labeller:
         made = [name for name in run.names if name.startswith("labeller/split-") and name.endswith(".json")]
         if not made:
             raise ValueError(f"{model} has no labeller yet: finish its stage with vhs stage labeller {model}")
-        return Labeller.load(run.storage.local(run.marker(made[0]).folder))
+        return replace(Labeller.load(run.storage.local(run.marker(made[0]).folder)), view=run.config.measure)
     if not (Path(model) / "config.json").is_file():
         raise ValueError(f"no model {model!r}: give {', '.join(VIEWS)}, a labeller's folder, or a run")
     return Labeller.load(Path(model))
 
 
-def predict(labeller: Labeller, files: list[Path], passes: int = 8) -> list[Prediction]:
-    """Every file, in order; one that cannot be read is among them, with the reason."""
-    read: list[tuple[Path, np.ndarray | None, str]] = []
-    for file in files:
+def predict(labeller: Labeller, files: list[Path], passes: int = 8, overlays: Path | None = None) -> Iterator[Prediction]:
+    """Every file, in order; one that cannot be read is among them, with the reason. `overlays`: a folder for pictures of the measurements."""
+    for start in range(0, len(files), CHUNK):
+        yield from _chunk(labeller, files[start : start + CHUNK], passes, overlays)
+
+
+def _chunk(labeller: Labeller, files: list[Path], passes: int, overlays: Path | None) -> Iterator[Prediction]:
+    view, images, keys, unreadable = labeller.view, {}, [], {}
+    for number, file in enumerate(files):
         try:
-            read.append((file, decode(file.read_bytes(), file.name), ""))
+            data = file.read_bytes()
+            images[number] = decode(data, file.name)
+            keys.append(sample_key(data))
         except (OSError, Unreadable) as error:
-            read.append((file, None, f"not read: {error}"))
-    boxes = {file: Letterbox(image.shape[1], image.shape[0], labeller.size_px) for file, image, _ in read if image is not None}
-    if not boxes:
-        return [Prediction(str(file), None, None, np.nan, np.nan, "", note) for file, _, note in read]
-    squares = np.stack([boxes[file].image(image) for file, image, _ in read if image is not None])
-    found = labeller.measure(squares, [file.name for file in boxes], passes)
-    notes = (
-        [reason for _, reason in verdict(found, labeller.thresholds, labeller.view)]
-        if labeller.thresholds
-        else ["" if ok else "implausible geometry" for ok in plausible(found, labeller.view)]
-    )
-    row = {file: n for n, file in enumerate(boxes)}
-    return [
-        _prediction(labeller.view, file, image, boxes, found, row[file], notes)
-        if image is not None
-        else Prediction(str(file), None, None, np.nan, np.nan, "", note)
-        for file, image, note in read
-    ]
+            unreadable[number] = f"not read: {error}"
+    boxes = {number: Letterbox(image.shape[1], image.shape[0], labeller.size_px) for number, image in images.items()}
+    found = labeller.measure(np.stack([boxes[n].image(image) for n, image in images.items()]), keys, passes) if images else None
+    notes = _notes(labeller, found) if images else []
+    rows = {number: row for row, number in enumerate(images)}
+    for number, file in enumerate(files):
+        if number in unreadable:
+            yield Prediction(str(file), note=unreadable[number])
+            continue
+        row, index = rows[number], float(found.index[rows[number]])
+        label = CLASSES[int(view.classify(index))] if np.isfinite(index) else ""
+        result = Prediction(str(file), boxes[number].inverse(found.points[row]), index, float(found.spread[row]), label, notes[row])
+        if overlays:
+            _picture(result, images[number], view, overlays)
+        yield result
 
 
-def _prediction(view: View, file: Path, image: np.ndarray, boxes: dict, found, n: int, notes: list[str]) -> Prediction:
-    index = float(found.index[n])
-    label = CLASSES[int(view.classify(index))] if np.isfinite(index) else ""
-    return Prediction(str(file), image, boxes[file].inverse(found.points[n]), index, float(found.spread[n]), label, notes[n])
+def _notes(labeller: Labeller, found: Measurement) -> list[str]:
+    """Why each measurement should not be trusted, "" where nothing speaks against it."""
+    if labeller.thresholds:
+        return [reason for _, reason in verdict(found, labeller.thresholds, labeller.view)]
+    return ["" if ok else "implausible geometry" for ok in plausible(found, labeller.view)]
+
+
+def _picture(item: Prediction, image: np.ndarray, view: View, folder: Path):
+    """<folder>/<file's path>.png: the image with its key points, index and class."""
+    import cv2
+
+    from vhs.report.overlay import overlay
+
+    drawn = overlay(image, item.points, view, caption(item, view), scale=max(1, 640 // max(image.shape)))
+    target = folder / f"{Path(item.file).name}.png"
+    for number in itertools.count(2):  # files of one name from several folders keep a picture each
+        if not target.exists():
+            break
+        target = folder / f"{Path(item.file).name}-{number}.png"
+    folder.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(target), drawn[..., ::-1])
+
+
+def caption(item: Prediction, view: View) -> str:
+    """One line on a measurement."""
+    measured = f"{view.index} {item.index:.2f} +- {item.spread:.2f} {item.label}" if item.points is not None else ""
+    return " ".join(filter(None, [measured, item.note]))
 
 
 def as_csv(predictions: list[Prediction], view: View) -> str:
-    """file, index, class, spread, note and the key points in original pixels (x right, y down)."""
+    """file as given, index, class, spread, note and the key points in original pixels (x right, y down)."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["file", view.index, "class", "spread", "note", *(f"{name}_{axis}" for name in view.points for axis in "xy")])
     for item in predictions:
         points = [""] * (2 * len(view.points)) if item.points is None else [f"{value:.1f}" for value in item.points.ravel()]
         figures = ["", ""] if item.points is None else [f"{item.index:.4f}", f"{item.spread:.4f}"]
-        writer.writerow([Path(item.file).name, figures[0], item.label, figures[1], item.note, *points])
+        writer.writerow([item.file, figures[0], item.label, figures[1], item.note, *points])
     return out.getvalue()
-
-
-def write_overlays(predictions: list[Prediction], view: View, folder: Path):
-    """<folder>/<file name>.png: the image with its key points, index and class."""
-    import cv2
-
-    from vhs.report.overlay import overlay
-
-    folder.mkdir(parents=True, exist_ok=True)
-    for item in predictions:
-        if item.image is not None:
-            scale = max(1, 640 // max(item.image.shape))
-            drawn = overlay(
-                item.image, item.points, view, f"{view.index} {item.index:.2f} +- {item.spread:.2f} {item.label} {item.note}", scale=scale
-            )
-            cv2.imwrite(str(folder / f"{Path(item.file).name}.png"), drawn[..., ::-1])

@@ -111,7 +111,7 @@ def adapt(settings: Pretraining, out: Path, init: str | None, accelerator: Accel
     pretraining.train_denoiser(components, torch.from_numpy(latents), names, settings, settings.adapt_steps, accelerator, saving)
 
 
-def judge(settings: Pretraining, out: Path, components: Components, guidances: Sequence[float] = (1.0, 1.5, 2.0)) -> dict:
+def judge(settings: Pretraining, out: Path, components: Components, guidances: Sequence[float] = (1.5, 2.0, 3.0)) -> dict:
     """What the base is worth, on held-out phantoms: codec PSNR, key-point error through the codec, class agreement of drawn images.
 
     The latter two need the packaged labeller of the view and are left out without it. Sheets of what was drawn go to OUT/training.
@@ -181,6 +181,5 @@ def pretrain(config_file: str, out: Path, init: str | None = None, overrides: Se
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
     for stage in (codec, denoiser, adapt):
         stage(settings, out, init, accelerator)
-    components = assemble(settings, out, init)
-    diffusion.save(components, out)
-    return judge(settings, out, components)
+    diffusion.save(assemble(settings, out, init), out)
+    return judge(settings, out, diffusion.load(out, accelerator.device))  # what was written, in its half precision

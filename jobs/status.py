@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from jobs.plan import Run
 from jobs.stages import STAGES
+from jobs.unit import Unit
 
 
 @dataclass(frozen=True)
@@ -22,18 +23,17 @@ class StageStatus:
 
 def status(run: Run) -> list[StageStatus]:
     """Every stage in order."""
-    found, open_stages = [], True
-    for stage in STAGES:
-        if not open_stages:
-            found.append(StageStatus(stage.NAME, 0, None, [], []))
-            continue
-        units = run.units(stage.NAME)
-        done = [unit for unit in units if run.done(unit)]
-        running = [(unit.path, beat) for unit in units if not run.done(unit) for beat in _beats(run, unit.identity)]
-        failed = [unit.path for unit in units if f"state/failures/{unit.identity}.txt" in run.names and not run.done(unit)]
-        found.append(StageStatus(stage.NAME, len(done), len(units), running, failed))
-        open_stages = len(done) == len(units)
-    return found
+    named = dict(run.named())
+    return [
+        _of(run, stage.NAME, named[stage.NAME]) if stage.NAME in named else StageStatus(stage.NAME, 0, None, [], []) for stage in STAGES
+    ]
+
+
+def _of(run: Run, name: str, units: list[Unit]) -> StageStatus:
+    left = [unit for unit in units if not run.done(unit)]
+    running = [(unit.path, beat) for unit in left for beat in _beats(run, unit.identity)]
+    failed = [unit.path for unit in left if f"state/failures/{unit.identity}.txt" in run.names]
+    return StageStatus(name, len(units) - len(left), len(units), running, failed)
 
 
 def _beats(run: Run, identity: str) -> list[dict]:
@@ -47,12 +47,10 @@ def _beats(run: Run, identity: str) -> list[dict]:
 def generation(run: Run) -> dict[str, dict[str, int]]:
     """scope -> {"produced", "accepted", and accepted of each class}, from the committed labels."""
     table: dict[str, dict[str, int]] = {}
-    for name in run.names:
-        if name.startswith("labels/"):
-            scope, facts = name.split("/")[1], run.marker(name).facts
-            row = table.setdefault(scope, {"produced": 0, "accepted": 0})
-            row["produced"] += facts["images"]
-            for cls, count in facts["accepted"].items():
-                row["accepted"] += count
-                row[cls] = row.get(cls, 0) + count
-    return dict(sorted(table.items()))
+    for unit in (unit for unit in dict(run.named()).get("label", []) if run.done(unit)):
+        facts, row = run.marker(unit.marker).facts, table.setdefault(unit.params["scope"], {"produced": 0, "accepted": 0})
+        row["produced"] += facts["images"]
+        for name, count in facts["accepted"].items():
+            row["accepted"] += count
+            row[name] = row.get(name, 0) + count
+    return table

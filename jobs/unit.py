@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from shards import crash, manifest, writer
 from shards.sample import Sample
 from shards.storage import Storage
+from vhs.measure import CLASSES
 
 
 def digest(value) -> str:
@@ -79,7 +80,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Marker:
-    """A committed unit as its marker tells it. `folder` and `files` (relative path -> sha256) are those of a Files product,
+    """A committed unit as its marker tells it. `folder`, `files` (relative path -> sha256) and `inputs` are those of a Files product,
     `shard` is the tar of a Shard product."""
 
     path: str
@@ -88,6 +89,7 @@ class Marker:
     shard: str = ""
     folder: str = ""
     files: dict = field(default_factory=dict)
+    inputs: dict = field(default_factory=dict)
 
 
 def read_marker(storage: Storage, path: str) -> Marker:
@@ -98,26 +100,25 @@ def read_marker(storage: Storage, path: str) -> Marker:
         metadata = pq.read_schema(pa.BufferReader(data)).metadata
         return Marker(path, sha256, json.loads(metadata[b"facts"]), shard=metadata.get(b"shard", b"").decode())
     content = json.loads(data)
-    return Marker(path, sha256, content["facts"], folder=content["folder"], files=content["files"])
+    return Marker(path, sha256, content["facts"], folder=content["folder"], files=content["files"], inputs=content["inputs"])
 
 
 def commit(storage: Storage, unit: Unit, product: Files | Shard | Table, output: Path) -> bool:
     """Make `product` visible as `unit`'s, once. False when another attempt had already done so: its product stands."""
     if isinstance(product, Shard):
         folder, number = unit.path.rsplit("/", 1)
-        before = storage.exists(unit.marker)
-        writer.commit_shard(
-            storage, folder, int(number), unit.identity, product.samples, product.columns, _metadata(unit, product.facts), output
-        )
-        return not before
+        about = _metadata(unit, product.facts)
+        return writer.commit_shard(storage, folder, int(number), unit.identity, product.samples, product.columns, about, output)
     if isinstance(product, Table):
-        data = manifest.encode(product.table, _metadata(unit, product.facts))
-        return storage.commit(unit.marker, data, crash_window="label-before-commit" if unit.stage == "label" else None)
+        return storage.commit(
+            unit.marker, manifest.encode(product.table, _metadata(unit, product.facts)), crash_window="table-written-not-linked"
+        )
     return _commit_files(storage, unit, product.facts, output)
 
 
 def _metadata(unit: Unit, facts: dict) -> dict[str, str]:
     about = {
+        "classes": CLASSES,
         "stage": unit.stage,
         "params": unit.params,
         "inputs": {role: [path for path, _ in markers] for role, markers in unit.inputs.items()},
@@ -134,6 +135,7 @@ def _commit_files(storage: Storage, unit: Unit, facts: dict, output: Path) -> bo
         storage.commit(f"{folder}/{name}", file)
     crash.window("files-before-marker")
     content = {
+        "classes": CLASSES,
         "stage": unit.stage,
         "identity": unit.identity,
         "params": unit.params,

@@ -6,8 +6,10 @@ everything else in the project asks here.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
+import signal
 from collections.abc import Callable
 
 QUIET = {
@@ -56,6 +58,7 @@ def device(wanted: str):
 
 def numerics(threads: int, device) -> dict[str, str]:
     """What bytes depend on: equal numerics, equal bytes. Recorded with every generated shard (contract 5)."""
+    import cv2
     import diffusers
     import torch
     import transformers
@@ -65,9 +68,8 @@ def numerics(threads: int, device) -> dict[str, str]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
         "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": str(threads),
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "transformers": transformers.__version__,
+        "cuda": str(torch.version.cuda) if device.type == "cuda" else "",
+        **{module.__name__: str(module.__version__) for module in (torch, diffusers, transformers, cv2)},
     }
 
 
@@ -94,6 +96,7 @@ def accelerator(wanted: str, mixed_precision: str = "no"):
 
 def launch(ranks: int, function: Callable, *arguments):
     """Run `function(*arguments)` in `ranks` processes of this machine that know each other; an error in one ends all and is raised here."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     config = LaunchConfig(
@@ -107,4 +110,26 @@ def launch(ranks: int, function: Callable, *arguments):
         start_method="spawn",
         local_addr="localhost",
     )
-    elastic_launch(config, function)(*arguments)
+    try:
+        elastic_launch(config, _as_rank)(os.getpid(), function, *arguments)
+    except ChildFailedError as error:
+        first, failure = error.get_first_failure()
+        message = failure.message["message"] if isinstance(failure.message, dict) else failure.message
+        raise RuntimeError(f"rank {first} of {ranks}: {message} (exit {failure.exitcode})") from error
+
+
+def _as_rank(parent: int, function: Callable, *arguments):
+    """A rank's life: it ends with its parent, however that ends, and leaves its error where the parent finds it."""
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    end_with(parent)
+    record(function)(*arguments)
+
+
+def end_with(parent: int):
+    """This process, a child of process `parent`, is killed when that one ends."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "prctl"):
+        libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            os._exit(1)

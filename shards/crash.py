@@ -19,7 +19,7 @@ WINDOWS = (  # what is on disk at that instant
     "checkpoint-half-written",  # half a checkpoint beside the last complete one
     "training-step",  # whatever the last checkpoint holds; steps since then are lost
     "round-before-commit",  # the labels a round's list is computed from, without the list
-    "label-before-commit",  # a shard, without the label table measured from it
+    "table-written-not-linked",  # a table of splits, labels or predictions as an invisible temporary
     "report-half-written",  # some of the report's files, without its marker
     "plan-before-commit",  # an empty or foreign run folder, without plan.json
 )

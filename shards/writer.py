@@ -54,8 +54,8 @@ def write_tar(samples: Iterable[Sample], file: Path) -> list[Member]:
 def commit_shard(
     storage: Storage, folder: str, number: int, identity: str,
     samples: Iterable[Sample], columns: pa.Table, metadata: dict[str, str], scratch: Path,
-) -> str:
-    """Commit `samples` as `<folder>/<number>-<sha256[:12]>.tar` with the sidecar `<folder>/<number>-<identity>.parquet`; return its path.
+) -> bool:
+    """Commit `samples` as `<folder>/<number>-<sha256[:12]>.tar` with the sidecar `<folder>/<number>-<identity>.parquet`; True if this call did.
 
     columns   one row a sample, in the same order: what the sidecar says beside manifest.SCHEMA (its schema metadata is dropped)
     metadata  what the sidecar says about the whole shard, beside manifest.METADATA
@@ -75,12 +75,13 @@ def commit_shard(
     tar = f"{number:05d}-{digest[:12]}.tar"
     table = _with_columns(members, tar, columns, sidecar)
     described = {"shard": tar, "shard_sha256": digest, "shard_bytes": str(aside.stat().st_size), "identity": identity, **metadata}
+    won = False
     if not storage.exists(sidecar):  # a loser whose bytes differ would leave an orphan
         storage.commit(f"{folder}/{tar}" if folder else tar, aside)
         crash.window("tar-before-sidecar")
-        storage.commit(sidecar, manifest.encode(table, described), crash_window="sidecar-written-not-linked")
+        won = storage.commit(sidecar, manifest.encode(table, described), crash_window="sidecar-written-not-linked")
     aside.unlink()
-    return sidecar
+    return won
 
 
 def _passing_half(samples: Iterable[Sample], count: int) -> Iterator[Sample]:

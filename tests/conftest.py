@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -85,4 +86,8 @@ def reference(tmp_path_factory) -> Path:
     """A finished, undisturbed debug run on phantoms. Read only."""
     run = tmp_path_factory.mktemp("reference") / "run"
     vhs("run", "debug/demo", "--out", run)
+    mixed = [json.loads(file.read_text())["facts"] for file in run.glob("classifier/mixed/split/*.json")]
+    assert mixed and all(facts["generated"] > 0 for facts in mixed), (
+        f"no generated image reached training, so nothing is shown with it: {mixed}"
+    )
     return run

@@ -50,7 +50,7 @@ def test_a_claim_of_a_dead_process_here_is_overtaken_at_once(tmp_path):
 
 def test_a_silent_claim_of_another_machine_is_overtaken_after_it_stood_still(tmp_path):
     storage = open_storage(tmp_path)
-    storage.commit("state/claims/unit/0000.json", json.dumps({**owner(), "host": "elsewhere"}).encode())
+    storage.commit("state/claims/unit/0000.json", json.dumps({**owner(), "machine": "elsewhere"}).encode())
     storage.put("state/claims/unit/0000.beat", b"1")
     assert Claim.take(storage, "unit", **QUICK) is None
     storage.put("state/claims/unit/0000.beat", b"2")
@@ -64,7 +64,7 @@ def test_the_overtaken_attempt_stops_at_its_next_heartbeat(tmp_path):
     storage = open_storage(tmp_path)
     with Claim.take(storage, "unit", **QUICK) as claim:
         claim.check()
-        storage.commit("state/claims/unit/0001.json", json.dumps({**owner(), "host": "elsewhere"}).encode())
+        storage.commit("state/claims/unit/0001.json", json.dumps({**owner(), "machine": "elsewhere"}).encode())
         time.sleep(0.3)
         with pytest.raises(Superseded, match="attempt 0 was taken over"):
             claim.check()

@@ -21,7 +21,8 @@ def storage(tmp_path) -> Storage:
 def shard(storage: Storage, number: int, words: str, identity: str = "id", folder: str = "g", **columns: list) -> str:
     samples = [Sample(sample_key(word.encode()), {"png": word.encode()}) for word in words.split()]
     table = pa.table({"word": words.split(), **columns})
-    return commit_shard(storage, folder, number, identity, samples, table, {}, storage.root.parent / "scratch")
+    commit_shard(storage, folder, number, identity, samples, table, {}, storage.root.parent / "scratch")
+    return manifest.sidecar_path(folder, number, identity)
 
 
 def test_load_goes_by_number_and_adds_the_path(storage):

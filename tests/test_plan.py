@@ -70,3 +70,62 @@ def test_dry_run_writes_nothing(tmp_path, reference):
     assert "a new run" in vhs("run", "debug/demo", "--out", tmp_path / "new", "--dry-run")
     assert not (tmp_path / "new").exists()
     assert "complete" in vhs("run", "debug/demo", "--out", reference, "--dry-run")
+
+
+def test_a_first_start_that_fails_freezes_nothing(tmp_path, real_data):
+    run = tmp_path / "run"
+    for bad in (["data=nowhere"], ["data=phantoms", "edges=[10,8]"], ["data=phantoms", "dreambooth.instance_prompt='{colour} heart'"]):
+        assert "error" in vhs("run", "debug/ctr", *bad, "--out", run, code=1)
+    assert not (run / "plan.json").exists()
+    assert "a new run" in vhs("run", "debug/ctr", f"data={real_data / 'ctr'}", "--out", run, "--dry-run")
+
+
+def test_data_that_is_away_for_a_while_is_no_reject(tmp_path):
+    """The unit fails and says so; with the data back the same command goes on, with every image."""
+    from conftest import DATA
+
+    if not DATA.is_dir():
+        pytest.skip("no real radiographs: set VHS_TEST_DATA")
+    data, away, run = tmp_path / "data", tmp_path / "away", tmp_path / "run"
+    (data / "images").mkdir(parents=True)
+    lines = (DATA / "ctr" / "labels.csv").read_text().splitlines()[:41]
+    (data / "labels.csv").write_text("\n".join(lines) + "\n")
+    for line in lines[1:]:
+        shutil.copy(DATA / "ctr" / "images" / line.split(",")[0], data / "images")
+    vhs("run", "debug/ctr", f"data={data}", "--out", run, environment={"VHS_CRASH_AT": "claim:1"}, code=-9)
+    data.rename(away)
+    assert "No such file" in vhs("stage", "ingest", run, code=1) and not list((run / "real").glob("*.parquet"))
+    (away / "images" / "ctr_0000.png").write_bytes((away / "images" / "ctr_0001.png").read_bytes())
+    away.rename(data)
+    assert "changed since the run began" in " ".join(vhs("stage", "ingest", run, code=1).split())
+    shutil.copy(DATA / "ctr" / "images" / "ctr_0000.png", data / "images")
+    vhs("stage", "ingest", run)
+    assert json.loads((run / "real" / "rejects.json").read_text()) == []
+
+
+def test_other_weights_under_the_same_name_are_refused(reference, tmp_path):
+    from jobs import models
+
+    base, run = tmp_path / "base", tmp_path / "run"
+    shutil.copytree(models.WEIGHTS / "base", base)
+    vhs("run", "debug/demo", f"base={base}", "--out", run, environment={"VHS_CRASH_AT": "claim:1"}, code=-9)
+    (base / "scheduler" / "scheduler_config.json").write_text((base / "scheduler" / "scheduler_config.json").read_text() + "\n")
+    printed = " ".join(vhs("run", "debug/demo", f"base={base}", "--out", run, code=1).split())
+    assert "began with other weights: base was" in printed and "--reuse" in printed
+
+
+def test_arms_that_differ_in_nothing_get_no_verdict(reference, tmp_path):
+    """No image accepted: mixed falls back to real images, and the report says that there is nothing to compare."""
+    run = tmp_path / "run"
+    printed = " ".join(
+        vhs("run", "debug/demo", "labeller.slack=1", "labeller.keep_quantile=0.51", "--out", run, "--reuse", reference).split()
+    )
+    summary = json.loads((run / "report" / "summary.json").read_text())
+    assert summary["generated"]["accepted"] < summary["generated"]["produced"]
+    facts = [json.loads(file.read_text())["facts"] for file in run.glob("classifier/mixed/split/*.json")]
+    assert [fact["generated"] for fact in facts] == [0], "the case was not met"
+    assert (
+        summary["paired"] is None
+        and "No verdict" in printed
+        and "No generated image was mixed in for split" in (run / "report" / "index.html").read_text()
+    )

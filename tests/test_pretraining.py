@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -118,3 +119,22 @@ def test_the_command_trains_a_folder_resumes_it_and_refuses_other_values(tmp_pat
         command.pretrain(config, tmp_path / "out", overrides=["batch=8"])
     command.pretrain(config, tmp_path / "next", init=str(tmp_path / "out"), overrides=["codec_steps=0", "steps=0", "adapt_steps=0"])
     assert torch.equal(first, diffusion.load(tmp_path / "next").unet.conv_in.weight)
+
+
+def test_judging_counts_how_often_the_drawn_heart_has_the_prompted_size(tmp_path, monkeypatch):
+    class Labeller:
+        """Reads 9 from everything: always right about normal, wrong about the others."""
+
+        def measure(self, images, keys, passes):
+            assert len(images) == len(set(keys)) and images.dtype == np.uint8
+            return SimpleNamespace(index=np.full(len(images), 9.0))
+
+    monkeypatch.setattr(command, "HELD_OUT", 8)
+    monkeypatch.setattr(command, "DRAWN_PER_CLASS", 16)
+    monkeypatch.setattr(command, "_packaged_labeller", lambda view: Labeller())
+    (tmp_path / "training").mkdir()
+    settings = TINY.model_copy(update={"views": ("canine_lateral",)})
+    figures = command.judge(settings, tmp_path, pretraining.build(settings), guidances=(1.0,))["canine_lateral"]
+    assert figures["guidance_1.0"] == {"class_agreement": pytest.approx(1 / 3), "by_class": [0, 1, 0], "mean_index": [9, 9, 9]}
+    assert 0 < figures["psnr_db"] < 30 and figures["index_error_phantoms"] == figures["index_error_reconstructions"] > 0
+    assert {file.name for file in (tmp_path / "training").glob("*.png")} == {"codec_canine_lateral.png", "drawn_canine_lateral_1.0.png"}

@@ -28,7 +28,7 @@ PARTS = (
         "training-step:9",
         "checkpoint-half-written:2",
     ),  # between labeller and generator: mid DreamBooth step, mid checkpoint
-    ("round-before-commit:2", "tar-half-written:2", "tar-before-sidecar:3", "label-before-commit:2"),  # generation, labels, between rounds
+    ("round-before-commit:2", "tar-half-written:2", "tar-before-sidecar:3", "table-written-not-linked:2"),  # generation, labels, between rounds
     ("training-step:4", "files-before-marker:2", "checkpoint-half-written:1", "report-half-written:1"),  # classifiers, report
 )
 WINDOWS = sorted({kill for part in PARTS for kill in part})

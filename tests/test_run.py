@@ -162,6 +162,26 @@ def test_a_stage_alone_stops_after_it(tmp_path):
     assert "no stage" in vhs("stage", "splitt", run, code=1)
 
 
+def test_generation_alone_goes_through_its_rounds(tmp_path, reference):
+    run = tmp_path / "run"
+    vhs("run", "debug/demo", "--out", run, environment={"VHS_CRASH_AT": "round-before-commit:1"}, code=-9)
+    vhs("stage", "generate", run)
+    assert len(list(run.glob("rounds/split/*.json"))) == len(list(reference.glob("rounds/split/*.json"))) == 2
+    assert not list(run.glob("classifier/*/split/*.json"))
+    printed = " ".join(vhs("report", run, code=1).split())
+    assert "is not finished" in printed and "units of train" in printed
+
+
+def test_a_labeller_of_another_run_brings_its_lineage(reference, tmp_path):
+    """A labeller that another run fine-tuned has seen that run's patients; the guard hears of it."""
+    run = reopen(str(reference))
+    folder = reference / run.marker(run.committed("labeller")[0]).folder
+    began = tmp_path / "run"
+    vhs("run", "debug/demo", f"labeller.init={folder}", "split.seed=5", "--out", began, code=1)
+    failures = " ".join(file.read_text() for file in (began / "state" / "failures").iterdir())
+    assert "LeakError" in failures and "labeller" in failures and "held-out patient" in failures
+
+
 def test_an_unusable_folder_says_so(tmp_path):
     assert "is not a run" in " ".join(vhs("status", tmp_path, code=1).split())
     assert "does not exist" in vhs("run", "debug/ctr", "data=nowhere", "--out", tmp_path / "run", code=1)

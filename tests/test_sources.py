@@ -51,6 +51,8 @@ def test_a_table_with_points_patients_and_sources(tmp_path):
         ("file,A_x,A_y\na.png,1,2\n", "only A_x, A_y are there"),
         ("file,class\na.png,tiny\n", "line 2: class 'tiny'; legal: small, normal, large"),
         ("file,class\n", "no image found"),
+    ("file,class,split\na.png,small,holdout\n", "line 2: split 'holdout'; legal: train"),
+    ("file,class\n,small\n", "line 2: names no file"),
     ],
 )
 def test_an_unusable_table_says_what_is_missing(tmp_path, table, says):

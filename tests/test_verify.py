@@ -25,7 +25,8 @@ def storage(tmp_path) -> Storage:
 
 def shard(storage: Storage, number: int, words: list[str], identity: str = "id") -> str:
     samples = [Sample(sample_key(word.encode()), {"png": word.encode(), "txt": b"x"}) for word in words]
-    return commit_shard(storage, "g", number, identity, samples, pa.table({"word": words}), {}, storage.root.parent / "scratch")
+    commit_shard(storage, "g", number, identity, samples, pa.table({"word": words}), {}, storage.root.parent / "scratch")
+    return manifest.sidecar_path("g", number, identity)
 
 
 def first_tar(storage: Storage) -> str:

@@ -100,9 +100,8 @@ def test_webdataset_reads_the_committed_shards(tmp_path):
 def test_the_sidecar_says_what_is_in_the_tar(tmp_path):
     storage, written = open_storage(tmp_path / "run"), samples(5)
     columns = pa.table({"seed": pa.array(range(5), pa.int64()), "prompt": ["small"] * 5}).replace_schema_metadata({"dropped": "yes"})
-    path = commit_shard(storage, "generated/split", 3, "abc", written, columns, {"generator": "g1"}, tmp_path / "scratch")
-    assert path == "generated/split/00003-abc.parquet"
-    table = manifest.read(storage, path)
+    assert commit_shard(storage, "generated/split", 3, "abc", written, columns, {"generator": "g1"}, tmp_path / "scratch")
+    table = manifest.read(storage, "generated/split/00003-abc.parquet")
     about = manifest.metadata(table)
     tar = storage.read(f"generated/split/{about['shard']}")
     digest = hashlib.sha256(tar).hexdigest()
@@ -126,9 +125,9 @@ def test_the_same_samples_make_the_same_files(tmp_path):
 
 def test_the_loser_adopts_the_winner_and_leaves_no_orphan(tmp_path):
     storage, columns = open_storage(tmp_path / "run"), pa.table({"seed": [1, 2, 3]})
-    first = commit_shard(storage, "g", 0, "id", samples(salt="winner"), columns, {}, tmp_path / "one")
+    assert commit_shard(storage, "g", 0, "id", samples(salt="winner"), columns, {}, tmp_path / "one")
     before = tree(tmp_path / "run")
-    assert commit_shard(storage, "g", 0, "id", samples(salt="loser"), columns, {}, tmp_path / "two") == first
+    assert not commit_shard(storage, "g", 0, "id", samples(salt="loser"), columns, {}, tmp_path / "two")
     assert tree(tmp_path / "run") == before
 
 
@@ -179,8 +178,8 @@ def test_what_does_not_fit_is_refused_before_anything_is_committed(tmp_path):
 
 def test_an_empty_shard_is_a_shard(tmp_path):
     storage = open_storage(tmp_path / "run")
-    path = commit_shard(storage, "g", 0, "id", [], pa.table({"seed": pa.array([], pa.int64())}), {}, tmp_path / "scratch")
-    assert manifest.load(storage, "g").num_rows == 0 and storage.exists(path)
+    commit_shard(storage, "g", 0, "id", [], pa.table({"seed": pa.array([], pa.int64())}), {}, tmp_path / "scratch")
+    assert manifest.load(storage, "g").num_rows == 0 and storage.exists("g/00000-id.parquet")
 
 
 @pytest.mark.parametrize(

@@ -185,8 +185,8 @@ def _distance(features: np.ndarray, mean: np.ndarray, precision: np.ndarray) -> 
     return np.sqrt(np.einsum("nc,cd,nd->n", away, precision.astype(np.float64), away).clip(min=0))
 
 
-def fit_thresholds(measurement: Measurement, quantile: float) -> Thresholds:
-    """Thresholds at the `quantile` of the training images' own values.
+def fit_thresholds(measurement: Measurement, quantile: float, slack: float = 1.0) -> Thresholds:
+    """Thresholds at the `quantile` of the training images' own values, times `slack`.
 
     A few dozen images against ~100 features: the covariance is shrunk (Ledoit & Wolf 2004), and each image's distance is taken to a
     covariance fitted without its fifth of the images, for an image lies closer to a cloud it helped to place than a new one does.
@@ -202,7 +202,7 @@ def fit_thresholds(measurement: Measurement, quantile: float) -> Thresholds:
         others = LedoitWolf().fit(features[fold != k])
         distance[fold == k] = _distance(features[fold == k], others.location_, others.precision_)
     whole = LedoitWolf().fit(features)
-    limits = [float(np.quantile(values, quantile)) for values in (measurement.spread, measurement.peak, distance)]
+    limits = [slack * float(np.quantile(values, quantile)) for values in (measurement.spread, measurement.peak, distance)]
     return Thresholds(quantile, *limits, whole.location_.astype(np.float32), whole.precision_.astype(np.float32))
 
 

@@ -105,7 +105,7 @@ def minimum_detectable(n: int, discordance: float) -> float:
 def verdict(paired: dict | None) -> str:
     """One sentence on whether generation helped, read off the interval of the primary comparison."""
     if paired is None:
-        return "No verdict: the arms of the primary comparison were not both evaluated"
+        return "No verdict: mixed and real-matched were not both trained as planned"
     low, high = (100 * bound for bound in paired["ci95"])
     figures = f"{100 * paired['difference']:+.1f} points [{low:.1f}, {high:.1f}]"
     if low > 0:

@@ -66,8 +66,10 @@ def _table(table: Path, view: View) -> list[Source]:
 
 
 def _row(row: dict, table: Path, pairs: list, number: int) -> Source:
-    """One line of the table. A missing or malformed point leaves the image without points; ingest rejects it by name if it has no class either."""
+    """One line of the table. A missing or malformed point leaves the image without points; ingest rejects it if it has no class either."""
     here = table.parent
+    if not row["file"]:
+        raise SourceError(f"{table}, line {number}: names no file")
     file = next((f for f in (here / row["file"], here / "images" / row["file"]) if f.is_file()), here / row["file"])
     try:
         points = tuple((float(row[x]), float(row[y])) for x, y in pairs) or None
@@ -76,7 +78,10 @@ def _row(row: dict, table: Path, pairs: list, number: int) -> Source:
     label = (row.get("class") or "").strip().lower() or None
     if label and label not in CLASSES:
         raise SourceError(f"{table}, line {number}: class {label!r}; legal: {', '.join(CLASSES)}")
-    split = SPLITS.get((row.get("split") or "").strip().lower())
+    said = (row.get("split") or "").strip().lower()
+    if said and said not in SPLITS:
+        raise SourceError(f"{table}, line {number}: split {said!r}; legal: {', '.join(SPLITS)}, or empty")
+    split = SPLITS.get(said)
     return Source(str(file), row.get("patient") or None, row.get("source") or None, label, points, split)
 
 

@@ -25,6 +25,8 @@ def units(run) -> list[Unit]:
 
 
 def work(config, inputs, output) -> Files:
+    import json
+
     from jobs import batches, lineage, models, world
     from vhs import diffusion, dreambooth
     from vhs.measure import CLASSES
@@ -45,4 +47,6 @@ def work(config, inputs, output) -> Files:
         progress=output.progress,
     )
     diffusion.save(components, output.folder)
-    return Files({"scope": inputs.params["scope"], **lineage.seen(rows)})
+    seen = lineage.seen(rows, models.seen(models.base(config)))
+    (output.folder / "lineage.json").write_text(json.dumps(seen, indent=1))
+    return Files({"scope": inputs.params["scope"], **seen})

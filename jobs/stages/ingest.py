@@ -18,7 +18,7 @@ AFTER = ()
 
 def units(run) -> list[Unit]:
     """One unit for each `ingest.shard_images` sources, in the order of the frozen list of sources."""
-    sources = run.freeze("real/sources.json", lambda: _sources(run.config))
+    sources = run.freeze("real/sources.json", lambda: run.sources)
     size = run.config.ingest.shard_images
     return [
         run.unit(NAME, f"{FOLDER}/{n:05d}", {}, params={"sources": sources[start : start + size]})
@@ -26,12 +26,12 @@ def units(run) -> list[Unit]:
     ]
 
 
-def _sources(config) -> list[dict]:
-    """Every source with the sha256 of its bytes: the data's content, not only its names, is what the run is made of."""
+def sources(config) -> list[dict]:
+    """Every source with the sha256 of its bytes: the data's content, not only its names, is what the run is made of. SourceError for unusable data."""
     if config.data != "phantoms":
         from vhs.sources import scan
 
-        found = [source.as_dict() for source in scan(config.data, config.measure)]
+        found = [source.as_dict() for source in scan(Path(config.data).expanduser().absolute(), config.measure)]
         first: dict[str, str] = {}
         for source in found:
             file = Path(source["file"])
@@ -121,12 +121,14 @@ def _read(source: dict, config):
         return encode_png(phantom.image), phantom.image, phantom.points
     if source["copy_of"] != source["file"]:
         raise Rejected(f"the same bytes as {source['copy_of']}")
+    if source["sha256"] is None:
+        raise Rejected("no such file")
+    data = Path(source["file"]).read_bytes()  # a file that was there and cannot be read now fails the unit: it may be back tomorrow
+    if hashlib.sha256(data).hexdigest() != source["sha256"]:
+        raise ValueError(f"{source['file']} changed since the run began: put it back, or start a new run with the new data")
     try:
-        data = Path(source["file"]).read_bytes()
-        if source["sha256"] and hashlib.sha256(data).hexdigest() != source["sha256"]:
-            raise Rejected("changed since the run began: start a new run for new data")
         return data, decode(data, source["file"]), source["points"]
-    except (OSError, Unreadable) as error:
+    except Unreadable as error:
         raise Rejected(str(error)) from None
 
 

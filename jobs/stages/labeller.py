@@ -25,6 +25,7 @@ def units(run) -> list[Unit]:
 
 
 def work(config, inputs, output) -> Files:
+    import json
     from dataclasses import replace
 
     import numpy as np
@@ -38,7 +39,12 @@ def work(config, inputs, output) -> Files:
     if settings.init == "scratch":
         labeller = Labeller.scratch(view, settings)
     else:
-        labeller = Labeller.load(models.labeller(config))
+        labeller = replace(Labeller.load(models.labeller(config)), dropout=settings.dropout)
+    if (labeller.view.name, labeller.size_px) != (view.name, settings.size_px):
+        raise ValueError(
+            f"labeller.init = {settings.init!r} measures {labeller.view.name} at {labeller.size_px} px, the run wants {view.name} at "
+            f"{settings.size_px} px: set labeller.size_px to {labeller.size_px}, or take another labeller or init=scratch"
+        )
     if settings.steps and len(pointed):
         accelerator = world.accelerator(config.execution.device)
         epochs = batches.Epochs(
@@ -48,13 +54,15 @@ def work(config, inputs, output) -> Files:
     known = pd.concat([real.training, real.inner], ignore_index=True)
     measured = labeller.measure(batches.load_images(inputs.storage, known), known.key.tolist(), passes=settings.passes)
     error = np.abs(measured.index - known["index"])[len(real.training) :]
-    replace(labeller, thresholds=fit_thresholds(measured, settings.keep_quantile)).save(output.folder)
+    replace(labeller, thresholds=fit_thresholds(measured, settings.keep_quantile, settings.slack)).save(output.folder)
+    seen = lineage.seen(known, models.seen(models.labeller(config)))
+    (output.folder / "lineage.json").write_text(json.dumps(seen, indent=1))
     return Files(
         {
             "scope": inputs.params["scope"],
             "fine_tuned_on": len(pointed) if settings.steps else 0,
             "inner_images": len(real.inner),
             "inner_index_mae": None if error.isna().all() else float(error.mean()),
-            **lineage.seen(known),
+            **seen,
         }
     )

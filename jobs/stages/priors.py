@@ -5,7 +5,7 @@ from __future__ import annotations
 from jobs.unit import Shard, Unit
 
 NAME, FOLDER, KIND, TORCH = "priors", "priors", "parquet", True
-SCIENCE = ("view", "resolution", "threads", "base", "priors", "dreambooth.class_prompt")
+SCIENCE = ("view", "resolution", "threads", "base", "priors", "dreambooth.class_prompt", "dreambooth.token")
 AFTER = ()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jobs.unit import Files, Unit
 
 NAME, FOLDER, KIND, TORCH = "report", "report", "json", False
-SCIENCE = ("name", "view", "edges", "high_is_large", "resolution", "arms", "seeds", "generation.quota")
+SCIENCE = ("name", "view", "edges", "high_is_large", "resolution", "arms", "seeds", "generation.quota", "data", "phantoms.style")
 AFTER = ("ingest", "split", "labeller", "generate", "label", "train", "evaluate")
 SHOWN = 24  # images on a contact sheet
 
@@ -25,28 +25,32 @@ def units(run) -> list[Unit]:
 def work(config, inputs, output) -> Files:
     import json
 
+    import pandas as pd
+
     from shards import crash
     from vhs import metrics
+    from vhs.measure import CLASSES
     from vhs.report import forest, labeller_scatter, render
 
     view, predictions = config.measure, _predictions(inputs)
     tested = predictions[predictions.scope == "split"]
     measured = tested[tested.arm == "measure"]
-    generated, asked = _generated(config, inputs)
+    generated = _generated(inputs)
     summary = metrics.summary(
         predictions,
         labeller=metrics.labeller_quality(measured, view) if len(measured) else None,
-        generated=metrics.generated_counts(generated, asked) if len(generated) else None,
+        generated=metrics.generated_counts(generated, asked=config.generation.quota * len(CLASSES)),
     )
+    if "split" in _unmixed(inputs):
+        summary["paired"] = None
     (output.folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     crash.window("report-half-written")
-    tables = metrics.tables(tested, view) | {"splits": _splits(inputs)}
+    tables = metrics.tables(tested, view) | {"splits": pd.DataFrame(inputs.facts("splits")["counts"]["split"])}
     figures = {"forest": forest(summary), "real": _sheet(config, inputs, inputs.samples("real"), real=True)}
     if len(measured):
         figures["labeller"] = labeller_scatter(measured, view)
-    if len(generated):
-        tables |= metrics.generated_tables(generated)
-        figures["generated"] = _sheet(config, inputs, generated, real=False)
+    tables |= metrics.generated_tables(generated)
+    figures["generated"] = _sheet(config, inputs, generated, real=False)
     page = render(summary, tables, figures, _notes(config, inputs))
     (output.folder / "index.html").write_text(page, encoding="utf-8")
     return Files({"verdict": metrics.verdict(summary["paired"])})
@@ -63,23 +67,19 @@ def _predictions(inputs):
     return pd.concat([metrics.joined_once(rows, split.held_out(splits, scope)) for scope, rows in scopes], ignore_index=True)
 
 
-def _generated(config, inputs):
-    """The generated images of the test split's scope with their labels, and how many were asked for."""
-    rows = inputs.samples("generated").merge(inputs.table("labels"), on="key", validate="one_to_one")
-    rows = rows[rows.generated_for == "split"]
-    return rows.assign(prompted=rows.prompted.map(_number), measured=rows.label), len(rows)
-
-
-def _number(name: str) -> int:
+def _generated(inputs):
+    """The generated images of the test split's scope with their labels."""
     from vhs.measure import CLASSES
 
-    return CLASSES.index(name)
+    rows = inputs.samples("generated").merge(inputs.table("labels"), on="key", validate="one_to_one")
+    rows = rows[rows.generated_for == "split"]
+    return rows.assign(prompted=rows.prompted.map(CLASSES.index), measured=rows.label)
 
 
-def _splits(inputs):
-    import pandas as pd
-
-    return pd.DataFrame(inputs.facts("splits")["counts"]["split"])
+def _unmixed(inputs) -> list[str]:
+    """Scopes whose mixed arm trained on no generated image."""
+    facts = [marker.facts for marker in inputs.markers("classifiers")]
+    return sorted({item["scope"] for item in facts if item["arm"] == "mixed" and not item["generated"]})
 
 
 def _sheet(config, inputs, rows, real: bool) -> bytes:
@@ -121,7 +121,9 @@ def _notes(config, inputs) -> dict:
         limits.append(f"{len(rejects)} files were not used, the first {rejects[0]['file']}: {rejects[0]['reason']}.")
     if not splits["patients_known"]:
         limits.append("Patients unknown: images of one patient may be on both sides of the split.")
-    mixed = [marker.facts for marker in inputs.markers("classifiers") if marker.facts["arm"] == "mixed"]
-    if mixed and not any(facts["generated"] for facts in mixed):
-        limits.append("No generated image was mixed in: at least one class had none accepted, and then origin would tell the class.")
+    if unmixed := _unmixed(inputs):
+        limits.append(
+            f"No generated image was mixed in for {', '.join(unmixed)}: at least one class had none accepted, and then origin would tell "
+            "the class. There mixed and real-matched are the same training."
+        )
     return {"title": config.name, "plan": inputs.params["analysis"], "limits": limits, "patients_known": splits["patients_known"]}

@@ -7,13 +7,20 @@ real-matched  real images only, with mixed's class prior, optimizer steps, initi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from jobs.unit import Files, Unit
 
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
 NAME, FOLDER, KIND, TORCH = "train", "classifier", "json", True
-SCIENCE = ("resolution", "threads", "classifier", "generation.quota")
+SCIENCE = ("resolution", "threads", "classifier", "generation.quota", "generation.round_units", "generation.max_rounds")
 AFTER = ("ingest", "split", "labeller", "dreambooth", "generate", "label")
+MORE = 1_000_003  # to the seed: the deck of what is added to the real images
 
 
 def units(run) -> list[Unit]:
@@ -54,8 +61,8 @@ def work(config, inputs, output) -> Files:
     from vhs.networks import build_classifier, save_classifier
     from vhs.radiograph import augment
 
-    settings, plan = config.classifier, _plan(config, inputs)
-    epochs = batches.Epochs(inputs.storage, plan.rows, settings.batch, plan.order)
+    settings, draw = config.classifier, _draw(config, inputs)
+    epochs = batches.Epochs(inputs.storage, draw.rows, settings.batch, draw.order)
     vary = partial(
         augment,
         rotation_deg=settings.rotation_deg,
@@ -83,61 +90,76 @@ def work(config, inputs, output) -> Files:
     return Files(
         {
             **inputs.params,
-            "real": plan.real,
-            "generated": plan.generated,
+            "real": draw.real,
+            "generated": draw.generated,
             "steps": settings.epochs * epochs.steps,
-            "class_prior": plan.prior,
+            "class_prior": draw.prior,
         }
     )
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What an arm trains on: rows, and the order of each epoch. `real`, `generated`: how many different images of each origin."""
+class Draw:
+    """What an arm trains on: a table of images, and which of its rows each epoch draws. `real`, `generated`: images of each origin in it."""
 
-    rows: object
-    order: object
+    rows: pd.DataFrame
+    order: Callable[[int], np.ndarray]
     real: int
     generated: int
     prior: list[float] | None
 
 
-def _plan(config, inputs) -> Plan:
+def _draw(config, inputs) -> Draw:
+    """The arm's images in its order. Mixed and real-matched draw the same real images at the same places; where mixed then draws generated images,
+    real-matched draws further real ones of the same classes."""
     import numpy as np
     import pandas as pd
 
-    from jobs import batches, lineage, rounds
+    from jobs import batches, lineage
     from shards import reader
-    from vhs.measure import CLASSES
 
-    scope, arm, seed = lineage.split_rows(inputs), inputs.params["arm"], inputs.params["seed"]
+    arm, seed, scope = inputs.params["arm"], inputs.params["seed"], lineage.split_rows(inputs)
     columns = [*batches.ORDER_COLUMNS, "label"]
     real = scope.training[columns]
     if arm == "real":
-        return Plan(real, batches.shuffled(len(real), seed), len(real), 0, None)
-    records = {marker.path: marker.facts for role in ("generator", "labeller") for marker in inputs.markers(role)}
-    drawn = rounds.accepted(inputs.samples("generated"), inputs.table("labels"), config.generation.quota)
-    lineage.guard(drawn, records, scope.held_out_patients)
-    prior = (
-        np.full(len(CLASSES), 1 / len(CLASSES))
-        if config.classifier.class_prior == "balanced"
-        else np.bincount(real.label, minlength=len(CLASSES)) / len(real)
-    )
-    if set(drawn.label) != set(np.flatnonzero(prior)):
-        drawn = drawn.head(
-            0
-        )  # a class without a single accepted image cannot be drawn with the prior; without it origin would tell the class
-    n_real, n_drawn = len(real), len(drawn)
-    if arm == "real-matched" or not n_drawn:
-        return Plan(real, lambda epoch: reader.deck(real.label.to_numpy(), prior, n_real + n_drawn, seed, epoch), n_real, 0, prior.tolist())
+        return Draw(real, batches.shuffled(len(real), seed), len(real), 0, None)
+    prior = _prior(config, real)
+    drawn = _mixable(_guarded(config, inputs, scope.held_out_patients), prior)[columns]
+    rows, first = (pd.concat([real, drawn], ignore_index=True), len(real)) if arm == "mixed" else (real, 0)
+    added = drawn if arm == "mixed" else real
 
     def order(epoch: int) -> np.ndarray:
-        both = np.concatenate(
-            [
-                reader.deck(real.label.to_numpy(), prior, n_real, seed, epoch),
-                n_real + reader.deck(drawn.label.to_numpy(), prior, n_drawn, seed, epoch),
-            ]
-        )
+        parts = [reader.deck(real.label.to_numpy(), prior, len(real), seed, epoch)]
+        if len(drawn):
+            parts.append(first + reader.deck(added.label.to_numpy(), prior, len(drawn), seed + MORE, epoch))
+        both = np.concatenate(parts)
         return both[reader.permutation(len(both), seed, epoch)]
 
-    return Plan(pd.concat([real, drawn[columns]], ignore_index=True), order, n_real, n_drawn, prior.tolist())
+    return Draw(rows, order, len(real), len(drawn) if arm == "mixed" else 0, prior)
+
+
+def _prior(config, real: pd.DataFrame) -> list[float]:
+    """The class prior of mixed and real-matched, the same for both origins."""
+    import numpy as np
+
+    from vhs.measure import CLASSES
+
+    if config.classifier.class_prior == "balanced":
+        return [1 / len(CLASSES)] * len(CLASSES)
+    return (np.bincount(real.label, minlength=len(CLASSES)) / len(real)).tolist()
+
+
+def _guarded(config, inputs, held_out_patients: frozenset[str]) -> pd.DataFrame:
+    """The accepted generated images of the scope, past the leak guard."""
+    from jobs import lineage, rounds
+
+    drawn = rounds.accepted(inputs.samples("generated"), inputs.table("labels"), config.generation.quota)
+    records = {marker.path: marker.facts for role in ("generator", "labeller") for marker in inputs.markers(role)}
+    lineage.guard(drawn, records, held_out_patients)
+    return drawn
+
+
+def _mixable(drawn: pd.DataFrame, prior: list[float]) -> pd.DataFrame:
+    """`drawn`, or none of it where a class has no accepted image: it could not be drawn with the prior, and then origin would tell the class."""
+    wanted = {label for label, share in enumerate(prior) if share}
+    return drawn if wanted <= set(drawn.label) else drawn.head(0)
