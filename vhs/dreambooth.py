@@ -7,7 +7,6 @@ rank or many; what is random in a step is a function of (seed, step, rank), so a
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 from dataclasses import replace
@@ -15,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import recursively_apply
 
 from vhs import diffusion
 from vhs.checkpoint import Progress
@@ -61,7 +61,10 @@ def train(
     def capture() -> dict:
         scaler = {"scaler": accelerator.scaler} if accelerator.scaler else {}
         parts = trained | {"optimizer": optimizer} | scaler
-        return copy.deepcopy({"step": done} | {name: part.state_dict() for name, part in parts.items()})
+        state = {"step": done} | {name: part.state_dict() for name, part in parts.items()}
+        return recursively_apply(
+            lambda tensor: tensor.detach().to("cpu", copy=True), state
+        )  # a second set of Adam moments has no room on the GPU
 
     while done < settings.steps:
         epoch, start = divmod(done, steps_per_epoch)
