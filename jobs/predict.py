@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jobs import models, plan
+from jobs import plan
 from shards.sample import sample_key
 from vhs.labelling import Labeller, Measurement, plausible, verdict
 from vhs.measure import CLASSES, VIEWS, View
@@ -35,7 +35,7 @@ class Prediction:
 def open_labeller(model: str) -> Labeller:
     """`model`: a view's name (the labeller that travels with the program), a labeller's folder, or a run (the labeller of its test split)."""
     if model in VIEWS:
-        return Labeller.load(models.WEIGHTS / "labeller" / model)
+        return Labeller.packaged(model)
     if (Path(model) / "plan.json").is_file():
         run = plan.reopen(model)
         made = [name for name in run.names if name.startswith("labeller/split-") and name.endswith(".json")]

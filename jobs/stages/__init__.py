@@ -5,8 +5,8 @@ Each is a module with
     SCIENCE        the sections of the configuration it reads: they are part of its units' identity
     AFTER          the stages whose products it reads
     KIND           "parquet" (a shard or a table) or "json" (files): the kind of marker its units leave
-    TORCH          whether its work needs torch (and thus its 3 seconds of import, its threads, its determinism)
-    units(run)     the units that can be named now; called only when every stage in AFTER is done with its own
+    TORCH          whether its results are torch's: then threads and determinism are set before it works
+    units(run)     the units that can be named now; Run.named asks in order, so every stage before is done with its own
     work(config, inputs, output) -> Files | Shard | Table     one unit's work: plain, importable, heavy imports inside
 """
 
