@@ -7,7 +7,7 @@ from jobs.unit import Files, Unit
 NAME, FOLDER, KIND, TORCH = "report", "report", "json", False
 SCIENCE = ("name", "view", "edges", "high_is_large", "resolution", "arms", "seeds", "generation.quota", "data", "phantoms.style")
 AFTER = ("ingest", "split", "labeller", "generate", "label", "train", "evaluate")
-SHOWN = 24  # images on a contact sheet
+SHOWN = 4  # images of each class on a contact sheet
 
 
 def units(run) -> list[Unit]:
@@ -45,7 +45,9 @@ def work(config, inputs, output) -> Files:
         summary["paired"] = None
     (output.folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     crash.window("report-half-written")
-    tables = metrics.tables(tested, view) | {"splits": pd.DataFrame(inputs.facts("splits")["counts"]["split"])}
+    tables = metrics.tables(tested, view) | {
+        "splits": pd.DataFrame(inputs.facts("splits")["counts"]["split"], columns=["source", "class", "training", "inner", "held_out"])
+    }
     figures = {"forest": forest(summary), "real": _sheet(config, inputs, inputs.samples("real"), real=True)}
     if len(measured):
         figures["labeller"] = labeller_scatter(measured, view)
@@ -92,7 +94,7 @@ def _sheet(config, inputs, rows, real: bool) -> bytes:
     view = config.measure
     if not real:
         rows = rows.sort_values("accepted", ascending=False, kind="stable")
-    rows = rows[rows.label >= 0].groupby("label", sort=True).head(SHOWN // 3).reset_index(drop=True)
+    rows = rows[rows.label >= 0].groupby("label").head(SHOWN).sort_values("label", kind="stable", ignore_index=True)
     images = batches.load_images(inputs.storage, rows)
     drawn = []
     for image, row in zip(images, rows.itertuples()):
@@ -105,8 +107,8 @@ def _sheet(config, inputs, rows, real: bool) -> bytes:
             else np.asarray(row.points, np.float32).reshape(-1, 2)
         )
         refused = "" if real or row.accepted else f", {row.reason}"
-        drawn.append(overlay(image, points, view, f"{view.index} {row.index:.2f}{refused}", scale=max(1, 192 // len(image))))
-    return contact_sheet(drawn, SHOWN // 3)
+        drawn.append(overlay(image, points, view, f"{view.index} {row.index:.2f}{refused}", scale=max(1, 320 // len(image))))
+    return contact_sheet(drawn, SHOWN)
 
 
 def _notes(config, inputs) -> dict:
@@ -126,4 +128,8 @@ def _notes(config, inputs) -> dict:
             f"No generated image was mixed in for {', '.join(unmixed)}: at least one class had none accepted, and then origin would tell "
             "the class. There mixed and real-matched are the same training."
         )
-    return {"title": config.name, "plan": inputs.params["analysis"], "limits": limits, "patients_known": splits["patients_known"]}
+    plan = {
+        what.replace("_", " "): ", ".join(map(str, said)) if isinstance(said, list) else said
+        for what, said in inputs.params["analysis"].items()
+    }
+    return {"title": config.name, "plan": plan, "limits": limits, "patients_known": splits["patients_known"]}
