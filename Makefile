@@ -13,7 +13,7 @@ demo: $(VENV)/.installed  ## phantoms to report on this machine
 	$(VENV)/bin/vhs run demo --out runs/demo
 
 test: $(VENV)/.installed-test  ## every test but the slow ones
-	$(VENV)/bin/python -m pytest -m "not slow" -n $(TEST_WORKERS) --dist loadfile
+	$(VENV)/bin/python -m pytest -m "not slow" -n $(TEST_WORKERS) --dist worksteal
 
 test-slow: $(VENV)/.installed-test  ## the rest: each crash window alone, real data end to end
 	$(VENV)/bin/python -m pytest -m slow -n $(TEST_WORKERS)

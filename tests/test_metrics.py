@@ -141,7 +141,7 @@ def test_minimum_detectable_agrees_with_the_interval():
     ({"difference": 0.010, "ci95": [-0.042, 0.063]},
      "No difference could be shown: +1.0 points [-4.2, 6.3]; this test set could have detected about 5.2 points"),
     ({"difference": -0.08, "ci95": [-0.12, -0.031]}, "Generation hurt: -8.0 points [-12.0, -3.1]"),
-    (None, "No verdict: the arms of the primary comparison were not both evaluated"),
+    (None, "No verdict: mixed and real-matched were not both trained as planned"),
 ])
 def test_verdict(paired, sentence):
     assert metrics.verdict(paired) == sentence
