@@ -10,6 +10,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -17,11 +18,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from jobs import config
-from vhs import checkpoint, diffusion, phantom, pretraining, prompts, sampling
+from jobs import config, world
+from vhs import checkpoint, diffusion, labelling, phantom, pretraining, prompts, sampling
 from vhs.diffusion import Components
 from vhs.measure import CLASSES, VIEWS
-from vhs.settings import DreamBooth, Generation, Pretraining
+from vhs.settings import DreamBooth, Generation, Labeller, Pretraining
 
 log = logging.getLogger(__name__)
 HELD_OUT = 256  # phantoms a view that no stage trains on: the figures are measured on them
@@ -111,6 +112,22 @@ def adapt(settings: Pretraining, out: Path, init: str | None, accelerator: Accel
     pretraining.train_denoiser(components, torch.from_numpy(latents), names, settings, settings.adapt_steps, accelerator, saving)
 
 
+def labellers(settings: Pretraining, out: Path) -> None:
+    """Stage 4: the key-point network of each view, from scratch on the same phantoms, in full precision, into OUT/labeller/<view>."""
+    choice = Labeller(init="scratch", size_px=settings.resolution_px, steps=settings.labeller_steps, learning_rate=settings.labeller_learning_rate)
+    for view in settings.views if settings.labeller_steps else ():
+        images, points = (part[:-HELD_OUT] for part in draw_phantoms(settings, out, view))
+
+        def draw(step: int, images=images, points=points) -> tuple[np.ndarray, np.ndarray]:
+            rows = np.random.default_rng([settings.seed, 2, step]).integers(len(images), size=choice.batch)
+            return images[rows], points[rows]
+
+        saving = Saving(out / "training" / f"labeller_{view}.pt")
+        schooled = labelling.school(VIEWS[view], choice, draw, world.accelerator("auto"), saving)
+        measured = schooled.measure(images[:1000], [f"phantom-{i}" for i in range(len(images[:1000]))], choice.passes)
+        replace(schooled, thresholds=labelling.fit_thresholds(measured, choice.keep_quantile)).save(out / "labeller" / view)
+
+
 def judge(settings: Pretraining, out: Path, components: Components, guidances: Sequence[float] = (1.5, 2.0, 3.0)) -> dict:
     """What the base is worth, on held-out phantoms: codec PSNR, key-point error through the codec, class agreement of drawn images.
 
@@ -142,10 +159,8 @@ def _sheet(rows: list[np.ndarray], file: Path) -> None:
 
 
 def _packaged_labeller(view: str):
-    from vhs.labelling import Labeller
-
     folder = PACKAGED.parent / "labeller" / view
-    return Labeller.load(folder) if folder.is_dir() else None
+    return labelling.Labeller.load(folder) if folder.is_dir() else None
 
 
 def _draw(components: Components, view: str, guidance: float, size_px: int) -> list[np.ndarray]:
@@ -181,5 +196,6 @@ def pretrain(config_file: str, out: Path, init: str | None = None, overrides: Se
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
     for stage in (codec, denoiser, adapt):
         stage(settings, out, init, accelerator)
+    labellers(settings, out)
     diffusion.save(assemble(settings, out, init), out)
     return judge(settings, out, diffusion.load(out, accelerator.device))  # what was written, in its half precision

@@ -10,11 +10,12 @@ from jobs import pretrain as command
 from jobs.config import ConfigError
 from vhs import diffusion, phantom, pretraining
 from vhs.checkpoint import Silent
+from vhs.labelling import Labeller
 from vhs.settings import Pretraining
 
 TINY = Pretraining(
     resolution_px=32, codec_channels=(8, 8, 8, 8), unet_channels=(8, 16), text_width=32, text_layers=1, phantoms_per_view=16,
-    codec_steps=6, codec_batch=4, codec_crop_px=32, steps=6, adapt_steps=2, batch=4,
+    codec_steps=6, codec_batch=4, codec_crop_px=32, steps=6, adapt_steps=2, batch=4, labeller_steps=2,
 )  # fmt: skip
 
 
@@ -112,17 +113,20 @@ def test_the_command_trains_a_folder_resumes_it_and_refuses_other_values(tmp_pat
     config = tmp_path / "tiny.yaml"
     config.write_text(json.dumps(TINY.model_dump(mode="json")))  # YAML reads JSON
     command.pretrain(config, tmp_path / "out")
+    for view in TINY.views:
+        labeller = Labeller.load(tmp_path / "out" / "labeller" / view)
+        assert (labeller.view.name, labeller.size_px) == (view, TINY.resolution_px) and labeller.thresholds is not None
     first = diffusion.load(tmp_path / "out").unet.conv_in.weight
     command.pretrain(config, tmp_path / "out")
     assert torch.equal(first, diffusion.load(tmp_path / "out").unet.conv_in.weight)
     with pytest.raises(ConfigError, match="other values of batch"):
         command.pretrain(config, tmp_path / "out", overrides=["batch=8"])
-    command.pretrain(config, tmp_path / "next", init=str(tmp_path / "out"), overrides=["codec_steps=0", "steps=0", "adapt_steps=0"])
+    command.pretrain(config, tmp_path / "next", init=str(tmp_path / "out"), overrides=["codec_steps=0", "steps=0", "adapt_steps=0", "labeller_steps=0"])
     assert torch.equal(first, diffusion.load(tmp_path / "next").unet.conv_in.weight)
 
 
 def test_judging_counts_how_often_the_drawn_heart_has_the_prompted_size(tmp_path, monkeypatch):
-    class Labeller:
+    class Reader:
         """Reads 9 from everything: always right about normal, wrong about the others."""
 
         def measure(self, images, keys, passes):
@@ -131,7 +135,7 @@ def test_judging_counts_how_often_the_drawn_heart_has_the_prompted_size(tmp_path
 
     monkeypatch.setattr(command, "HELD_OUT", 8)
     monkeypatch.setattr(command, "DRAWN_PER_CLASS", 16)
-    monkeypatch.setattr(command, "_packaged_labeller", lambda view: Labeller())
+    monkeypatch.setattr(command, "_packaged_labeller", lambda view: Reader())
     (tmp_path / "training").mkdir()
     settings = TINY.model_copy(update={"views": ("canine_lateral",)})
     figures = command.judge(settings, tmp_path, pretraining.build(settings), guidances=(1.0,))["canine_lateral"]

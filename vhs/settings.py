@@ -146,6 +146,8 @@ class Pretraining(Section):
     text_layers: int = Field(2, ge=1)
     steps: int = Field(4000, ge=0)  # of the denoiser, on the linear targets
     adapt_steps: int = Field(6500, ge=0)  # of the denoiser, on the codec's own latents
+    labeller_steps: int = Field(4500, ge=0)  # of each view's key-point network; 0: none is made
+    labeller_learning_rate: float = Field(4e-3, gt=0)
     batch: int = Field(16, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
     min_snr_gamma: float | None = None  # none: the heart's size is settled at noise levels that min-SNR all but switches off for v-prediction
