@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 
 from jobs import plan
-from shards.storage import open_storage
+from jobs.unit import read_marker
+from shards.storage import Storage, open_storage
 from shards.verify import Finding, verify
+
+_MARKER = re.compile(r"-[0-9a-f]{12}\.json$")  # of units that make files; those of shards and tables are their inputs
 
 
 def verify_all(url: str, full: bool) -> tuple[int, int, list[Finding]]:
@@ -21,33 +25,38 @@ def verify_all(url: str, full: bool) -> tuple[int, int, list[Finding]]:
         shards, samples = shards + found.shards, samples + found.samples
         findings += found.found
     if "plan.json" in names:
-        findings += _marker_findings(plan.reopen(url, read_only=True), full)
+        findings += _marker_findings(storage, names, full)
     elif not shards:
         raise ValueError(f"{url} is neither a run (no plan.json) nor a folder of shards (no tar with a sidecar)")
     return shards, samples, findings
 
 
-def _marker_findings(run: plan.Run, full: bool) -> list[Finding]:
-    """What units' markers list: the files they made, there and with `full` as committed; and with `full` their input markers, unchanged since."""
-    findings, held = [], {}
-    done = [unit for _, units in run.named() for unit in units if run.done(unit)]
-    for unit in done:
-        marker, again = run.marker(unit.marker), f"delete {unit.marker}, then run the same command again"
+def _marker_findings(storage: Storage, names: list[str], full: bool) -> list[Finding]:
+    """What units' markers list: the files they made, there and with `full` as committed; and with `full` their input markers, unchanged since.
+
+    Markers are found by their names, not by asking the run for its units: an input that changed gives its readers another identity, and they would
+    look undone instead of contradicted.
+    """
+    findings, held, there = [], {}, set(names)
+    for path in (name for name in names if _MARKER.search(name) and not name.startswith("state/")):
+        marker, again = read_marker(storage, path), f"delete {path}, then run the same command again"
         for name, sha256 in marker.files.items():
             file = f"{marker.folder}/{name}"
-            if file not in run.names:
-                findings.append(Finding(file, f"missing, though {unit.marker} lists it", again))
-            elif full and hashlib.sha256(run.storage.read(file)).hexdigest() != sha256:
+            if file not in there:
+                findings.append(Finding(file, f"missing, though {path} lists it", again))
+            elif full and _sha256(storage, file) != sha256:
                 findings.append(Finding(file, "its sha256 is not the one it was committed with", f"delete it; {again}"))
-        held |= {path: (sha256, unit.marker) for markers in marker.inputs.values() for path, sha256 in markers}
+        held |= {made: (sha256, path) for markers in marker.inputs.values() for made, sha256 in markers}
     for path, (sha256, reader) in held.items():
-        if path not in run.names:
-            findings.append(
-                Finding(path, f"missing, though {reader} was made from it", f"delete {reader}, then run the same command again")
-            )
-        elif full and hashlib.sha256(run.storage.read(path)).hexdigest() != sha256:
+        if path not in there:
+            findings.append(Finding(path, f"missing, though {reader} was made from it", "run the same command again"))
+        elif full and _sha256(storage, path) != sha256:
             findings.append(Finding(path, f"not what {reader} was made from", "delete it, then run the same command again"))
     return findings
+
+
+def _sha256(storage: Storage, path: str) -> str:
+    return hashlib.sha256(storage.read(path)).hexdigest()
 
 
 def regenerate(url: str, key: str) -> dict:

@@ -117,8 +117,13 @@ def test_verify_is_content_then_names_what_is_damaged(reference, tmp_path):
     tar.write_bytes(data)
     weights = next(run.glob("classifier/mixed/split/seed-0/*/model.safetensors"))
     weights.unlink()
+    labels = next(run.glob("labels/split/small/*.parquet"))  # a whole table, but another one
+    storage, name = open_storage(run), labels.relative_to(run).as_posix()
+    table = manifest.read(storage, name)
+    storage.put(name, manifest.encode(table.slice(0, table.num_rows - 1), manifest.metadata(table)))
     printed = " ".join(vhs("verify", run, "--full", code=1).split())
     assert tar.name in printed and "sha256" in printed and "model.safetensors: missing" in printed
+    assert f"{name}: not what" in printed
 
 
 def test_a_folder_of_shards_is_a_dataset(reference):
