@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from jobs import config, world
+from jobs import config, models, world
 from vhs import checkpoint, diffusion, labelling, phantom, pretraining, prompts, sampling
 from vhs.diffusion import Components
 from vhs.measure import CLASSES, VIEWS
@@ -27,7 +27,6 @@ from vhs.settings import DreamBooth, Generation, Labeller, Pretraining
 log = logging.getLogger(__name__)
 HELD_OUT = 256  # phantoms a view that no stage trains on: the figures are measured on them
 DRAWN_PER_CLASS = 64
-PACKAGED = Path(pretraining.__file__).parent / "weights" / "base"
 _SAVE_S = 180.0
 
 
@@ -79,7 +78,7 @@ def training_set(settings: Pretraining, out: Path) -> tuple[np.ndarray, list[tup
 
 def assemble(settings: Pretraining, out: Path, init: str | None) -> Components:
     """The model as far as its stages have come: fresh or `init` weights, with the averages of every checkpoint in OUT laid over them."""
-    fresh = pretraining.build(settings) if init is None else diffusion.load(PACKAGED if init == "packaged" else init)
+    fresh = pretraining.build(settings) if init is None else diffusion.load(models.WEIGHTS / "base" if init == "packaged" else init)
     for stage, network in (("codec", fresh.vae), ("denoiser", fresh.unet), ("adapt", fresh.unet)):
         if state := Saving(out / "training" / f"{stage}.pt").resume():
             network.load_state_dict(state["average"])
@@ -159,7 +158,7 @@ def _sheet(rows: list[np.ndarray], file: Path) -> None:
 
 
 def _packaged_labeller(view: str):
-    folder = PACKAGED.parent / "labeller" / view
+    folder = models.WEIGHTS / "labeller" / view
     return labelling.Labeller.load(folder) if folder.is_dir() else None
 
 

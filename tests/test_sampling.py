@@ -80,7 +80,6 @@ def test_a_perfect_denoiser_leads_any_solver_to_its_image(tiny, solver, predicti
 
 
 def test_sizes_other_than_the_trained_one_and_illegal_calls(tiny):
-    assert sampling.default_size(tiny) == 32
     assert drawn(tiny, PROMPTS[:1], (1,), size_px=48).shape == (1, 48, 48)
     with pytest.raises(ValueError, match="size_px = 30.*multiple of 4"):
         drawn(tiny, size_px=30)

@@ -15,11 +15,6 @@ from vhs.diffusion import Components
 from vhs.settings import Generation
 
 
-def default_size(components: Components) -> int:
-    """Side in pixels of the images this model was trained on."""
-    return components.unet.config.sample_size * components.factor
-
-
 def build_solver(components: Components, settings: Generation) -> DPMSolverMultistepScheduler | PNDMScheduler:
     """The solver with the model's own noise levels and prediction type, its time steps set.
 
