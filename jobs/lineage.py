@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from jobs.unit import Marker
 from vhs import split
 
 
@@ -64,3 +65,13 @@ def guard(generated: pd.DataFrame, records: dict[str, dict], held_out_patients: 
                     f"generated image {keys.iloc[0]} (and {len(keys) - 1} more) leaks: its {role} {maker} was trained on held-out "
                     f"patient {leaked[0]} (and {len(leaked) - 1} more). Generate and label again with a {role} of this scope"
                 )
+
+
+def guard_labeller(labeller: Marker, held_out_patients: frozenset[str]) -> None:
+    """LeakError if the labeller that is judged on the held-out images was trained on one of their patients, here or in a run before."""
+    leaked = sorted(held_out_patients & set(labeller.facts["patients_seen"]))
+    if leaked:
+        raise LeakError(
+            f"the arm measure leaks: its labeller {labeller.path} was trained on held-out patient {leaked[0]} (and {len(leaked) - 1} more). "
+            "Take a labeller.init that has not seen this scope's held-out patients"
+        )

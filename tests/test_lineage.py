@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pandas as pd
@@ -97,3 +98,24 @@ def test_held_out_images_are_in_no_training_input(mixed):
     test = set(splits.key[splits.part == "test"])
     assert test and test == set(scope.held_out.key)
     assert not test & (set(scope.training.key) | set(scope.inner.key)) and not set(scope.training.key) & set(scope.inner.key)
+
+
+def test_a_labeller_is_not_judged_on_patients_it_saw(mixed):
+    """Without generated images too: the arm measure refuses a labeller whose record names a held-out patient, and takes the run's own."""
+    from jobs.attempt import Inputs
+    from jobs.stages import evaluate
+
+    run, _ = mixed
+    (unit,) = [unit for unit in run.units("evaluate") if unit.params["arm"] == "measure"]
+    inputs = Inputs(run.storage, unit)
+    scope, (labeller,) = lineage.split_rows(inputs), inputs.markers("labeller")
+    lineage.guard_labeller(labeller, scope.held_out_patients)
+    leaked = sorted(scope.held_out_patients)[0]
+
+    class Planted(Inputs):
+        def markers(self, role):
+            found = super().markers(role)
+            return [replace(m, facts={**m.facts, "patients_seen": [leaked]}) for m in found] if role == "labeller" else found
+
+    with pytest.raises(LeakError, match=f"measure leaks.*held-out patient {leaked}"):
+        evaluate.work(run.config, Planted(run.storage, unit), None)

@@ -47,7 +47,10 @@ def work(config, inputs, output) -> Table:
     from jobs import lineage
     from vhs.metrics import NO_SEED
 
-    params, rows = inputs.params, lineage.split_rows(inputs).held_out
+    params, scope = inputs.params, lineage.split_rows(inputs)
+    rows = scope.held_out
+    if params["arm"] == "measure":
+        lineage.guard_labeller(inputs.markers("labeller")[0], scope.held_out_patients)
     table = rows[["key", "patient", "source", "label", "index", "points", "origin"]].assign(
         arm=params["arm"], scope=params["scope"], seed=params.get("seed", NO_SEED)
     )
