@@ -16,7 +16,7 @@ from jobs.config import Config, changed
 from jobs.unit import Marker, Unit, read_marker
 from shards.storage import open_storage
 
-FORMAT = 1  # of a run folder
+FORMAT = 2  # of a run folder
 
 
 class PlanError(Exception):

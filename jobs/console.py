@@ -1,0 +1,16 @@
+"""Where commands speak to a person: messages and progress on stderr, results on stdout."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+console = Console(stderr=True)
+
+
+def drive(run, **options):
+    """jobs.drive.drive with a progress display."""
+    from jobs import drive as driving
+    from jobs.display import Display
+
+    with Display(console) as display:
+        driving.drive(run, show=display, **options)

@@ -1,0 +1,98 @@
+"""Commands beside a run: read and measure files, draw data, train what ships. `vhs run` needs none of them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.markup import escape
+
+from jobs import world
+from jobs.console import console, drive
+
+app = typer.Typer()
+
+Overrides = Annotated[
+    Optional[list[str]], typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, dotted: classifier.epochs=20")
+]
+
+
+@app.command()
+def predict(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="canine_lateral or human_frontal (the labeller that comes with vhs), a labeller's folder, or a run."
+        ),
+    ],
+    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="PNG, JPEG, TIFF or DICOM.")],
+    out: Annotated[Path, typer.Option(help="The table to write.")] = Path("predictions.csv"),
+    overlay: Annotated[Optional[Path], typer.Option(help="A folder for pictures of the measurements.")] = None,
+):
+    """Measure radiographs: key points, VHS or CTR, class, spread. Research use, not for diagnosis."""
+    world.set_environment(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    from jobs import predict as prediction
+
+    labeller, found = prediction.open_labeller(model), []
+    for item in prediction.predict(labeller, files, overlays=overlay):
+        found.append(item)
+        console.print(f"{item.file}: {prediction.caption(item, labeller.view)}", soft_wrap=True, markup=False)
+    out.write_text(prediction.as_csv(found, labeller.view))
+    console.print(f"{out}" + (f", pictures in {overlay}" if overlay else ""), markup=False)
+    raise typer.Exit(0 if any(item.points is not None for item in found) else 1)
+
+
+@app.command()
+def phantom(
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write.")],
+    view: Annotated[str, typer.Option(help="canine_lateral or human_frontal.")] = "canine_lateral",
+    style: Annotated[str, typer.Option(help="textbook or clinic.")] = "clinic",
+    count: Annotated[int, typer.Option(min=1)] = 100,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    size_px: Annotated[int, typer.Option("--size", min=64, help="Pixels a side.")] = 256,
+):
+    """Draw radiographs with exact key points into DIR/images and DIR/labels.csv; `vhs run ... data=DIR` takes them."""
+    from jobs import phantoms
+    from jobs.config import ConfigError
+    from vhs.measure import VIEWS
+
+    if view not in VIEWS or style not in ("textbook", "clinic"):
+        raise ConfigError(f"--view {view} --style {style}: views are {', '.join(VIEWS)}; styles are textbook, clinic")
+    counts = phantoms.write(out, view, style, count, seed, size_px, (1 / 3, 1 / 3, 1 / 3))
+    console.print(f"{count} phantoms in {out}: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
+
+
+@app.command()
+def ingest(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A folder with a CSV or class folders, or a CSV.")],
+    out: Annotated[str, typer.Option(help="The run's folder.")],
+    view: Annotated[str, typer.Option(help="canine_lateral or human_frontal.")],
+    resolution: Annotated[int, typer.Option(help="Pixels a side of the stored images.")] = 512,
+):
+    """Only read a data folder into shards: what is used, what is rejected and why. A full run does this by itself."""
+    from jobs import plan
+    from jobs.config import Config
+
+    opened = plan.start(Config(name="ingest", view=view, data=data, resolution=resolution), out)
+    drive(opened, only="ingest")
+    for marker in (opened.marker(path) for path in opened.committed("ingest")):
+        console.print(f"{marker.facts['images']} images: " + ", ".join(f"{n} {name}" for name, n in marker.facts["classes"].items()))
+        for reject in marker.facts["rejects"]:
+            console.print(f"[yellow]rejected[/] {escape(reject['file'])}: {escape(reject['reason'])}", soft_wrap=True)
+
+
+@app.command()
+def pretrain(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="configs/base.yaml, or one like it.")],
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="The diffusers folder to write.")] = Path("runs/base"),
+    init: Annotated[Optional[str], typer.Option(help="packaged, or a diffusers folder to continue from.")] = None,
+):
+    """Train the small embedded base model on drawn radiographs (hours; the same command resumes)."""
+    world.set_environment(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    from jobs import pretrain as pretraining
+
+    pretraining.pretrain(config, out, init, overrides or [])
+    console.print(f"base model in {out}")
