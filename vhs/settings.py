@@ -24,7 +24,8 @@ class Section(BaseModel):
 class Phantoms(Section):
     """Drawn radiographs that stand in for a data folder when `data: phantoms` (vhs/phantom.py)."""
 
-    count: int = Field(120, ge=12)
+    count: int = Field(120, ge=12)  # images to split, or with `test_count` those to train on
+    test_count: int = Field(0, ge=0)  # further images that are the set's own test part; 0: the test part is drawn from `count`
     style: Literal["textbook", "clinic"] = "clinic"
     seed: int = Field(0, ge=0)
     class_prior: tuple[float, float, float] = (0.15, 0.41, 0.44)  # DogHeart's training set: 208 small, 573 normal, 619 large

@@ -45,8 +45,9 @@ def sources(config) -> list[dict]:
             "patient": f"patient-{i // drawn.images_per_patient:05d}",
             "source": drawn.style,
             "phantom": drawn.seed * 1_000_000 + i,
+            "split": ("train" if i < drawn.count else "test") if drawn.test_count else None,
         }
-        for i in range(drawn.count)
+        for i in range(drawn.count + drawn.test_count)
     ]
 
 
