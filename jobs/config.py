@@ -1,7 +1,7 @@
 """A run's configuration: science (what changes results) beside execution (what does not), from YAML and dotted overrides.
 
-`load("debug/demo", ["dreambooth.steps=20"])` -> Config. Everything but `execution` is science: it is frozen in the run's plan.json, and a unit's
-identity is made of the parts its stage reads (jobs/unit.py). The scientific sections themselves are in vhs/settings.py.
+`load("debug/demo", ["dreambooth.steps=20"])` -> Config. Everything but `execution` and `expect` is science: it is frozen in the run's plan.json,
+and a unit's identity is made of the parts its stage reads (jobs/unit.py). The scientific sections themselves are in vhs/settings.py.
 """
 
 from __future__ import annotations
@@ -29,6 +29,14 @@ class Ingest(Section):
     source: str = "unknown"  # of images whose table has no source column
 
 
+class Expect(Section):
+    """Sizes to plan with while the data is on another machine (`vhs run --dry-run`). They change nothing and enter no plan."""
+
+    train: int = Field(ge=1)
+    valid: int = Field(0, ge=0)
+    test: int = Field(ge=1)
+
+
 class Execution(Section):
     """Where and how fast; may change at any time, between two runs of the same folder too."""
 
@@ -49,7 +57,7 @@ class Config(Section):
     threads: int = Field(1, ge=1)  # a rank: part of the numerics, so part of the science
     data: str = "phantoms"
     edges: tuple[float, float] | None = None  # class edges of the index; null: the published ones
-    high_is_large: bool = False  # true: an index equal to the upper edge is large
+    high_is_large: bool | None = None  # true: an index equal to the upper edge is large; null: as the view has it
     base: str = "packaged"  # packaged | a diffusers folder | a hub id of Stable Diffusion 1.x / 2.x
     arms: tuple[Arm, ...] = get_args(Arm)
     seeds: tuple[int, ...] = (0,)  # of classifier training; one classifier an arm, scope and seed
@@ -62,6 +70,7 @@ class Config(Section):
     generation: Generation = Generation()
     classifier: Classifier = Classifier()
     execution: Execution = Execution()
+    expect: Expect | None = None
 
     @model_validator(mode="after")
     def _whole(self) -> Config:
@@ -85,7 +94,7 @@ class Config(Section):
     @property
     def science(self) -> dict:
         """Everything that changes results, as plain JSON values."""
-        return self.model_dump(mode="json", exclude={"execution"})
+        return self.model_dump(mode="json", exclude={"execution", "expect"})
 
 
 def _folder() -> Path:
@@ -136,11 +145,13 @@ def _explain(item: dict, model: type[BaseModel]) -> str:
     where = ".".join(str(part) for part in item["loc"]) or "configuration"
     if item["type"] == "extra_forbidden":
         for part in item["loc"][:-1]:
-            model = model.model_fields[part].annotation
+            annotation = model.model_fields[part].annotation
+            model = next((one for one in get_args(annotation) if one is not type(None)), annotation)
         return f"{where}: no such key. Legal here: {', '.join(sorted(model.model_fields))}"
     if item["type"] == "missing":
         return f"{where}: needs a value"
-    return f"{where} = {item['input']!r}: {item['msg']}" if item["loc"] else item["msg"].removeprefix("Value error, ")
+    said = item["msg"].removeprefix("Value error, ")
+    return f"{where} = {item['input']!r}: {said}" if item["loc"] else said
 
 
 def changed(old: dict, new: dict, prefix: str = "") -> list[str]:

@@ -7,20 +7,31 @@ import json
 from functools import lru_cache
 from pathlib import Path
 
+from jobs.config import Config, ConfigError
+
 WEIGHTS = Path(__file__).resolve().parents[1] / "vhs" / "weights"
 
 
-def base(config) -> str:
+def base(config: Config) -> str:
     """The diffusers folder or hub id that `config.base` means."""
     return str(WEIGHTS / "base") if config.base == "packaged" else config.base
 
 
-def labeller(config) -> str:
-    """The labeller folder that `config.labeller.init` means, or the word scratch."""
-    return str(WEIGHTS / "labeller" / config.view) if config.labeller.init == "packaged" else config.labeller.init
+def labeller(config: Config) -> str:
+    """The labeller folder that `config.labeller.init` means, or the word scratch. ConfigError where none is packaged for the view."""
+    if config.labeller.init != "packaged":
+        return config.labeller.init
+    folder = WEIGHTS / "labeller" / config.view
+    if not folder.is_dir():
+        known = ", ".join(sorted(path.name for path in folder.parent.iterdir() if path.is_dir()))
+        raise ConfigError(
+            f"labeller.init = 'packaged': vhs ships labellers for {known}, none for {config.view}. Set labeller.init=scratch (it learns from the "
+            "data's key points), or to a labeller's folder"
+        )
+    return str(folder)
 
 
-def fingerprints(config) -> dict[str, str]:
+def fingerprints(config: Config) -> dict[str, str]:
     """Fingerprints of the models a run starts with: part of its plan, for other weights under the same name are another science."""
     return {"base": fingerprint(base(config)), "labeller": fingerprint(labeller(config))}
 

@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from jobs import world
 from jobs.console import console, drive
+from vhs.measure import VIEWS
 
 app = typer.Typer()
 
@@ -24,7 +25,7 @@ def predict(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help="canine_lateral or human_frontal (the labeller that comes with vhs), a labeller's folder, or a run."
+            metavar="MODEL", help=f"{' or '.join(VIEWS)} (the labeller that comes with vhs), a labeller's folder, or a run."
         ),
     ],
     files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="PNG, JPEG, TIFF or DICOM.")],
@@ -47,7 +48,7 @@ def predict(
 @app.command()
 def phantom(
     out: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write.")],
-    view: Annotated[str, typer.Option(help="canine_lateral or human_frontal.")] = "canine_lateral",
+    view: Annotated[str, typer.Option(help=f"{' or '.join(VIEWS)}.")] = "canine_lateral",
     style: Annotated[str, typer.Option(help="textbook or clinic.")] = "clinic",
     count: Annotated[int, typer.Option(min=1)] = 100,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -56,7 +57,6 @@ def phantom(
     """Draw radiographs with exact key points into DIR/images and DIR/labels.csv; `vhs run ... data=DIR` takes them."""
     from jobs import phantoms
     from jobs.config import ConfigError
-    from vhs.measure import VIEWS
 
     if view not in VIEWS or style not in ("textbook", "clinic"):
         raise ConfigError(f"--view {view} --style {style}: views are {', '.join(VIEWS)}; styles are textbook, clinic")
@@ -68,7 +68,7 @@ def phantom(
 def ingest(
     data: Annotated[str, typer.Argument(metavar="DATA", help="A folder with a CSV or class folders, or a CSV.")],
     out: Annotated[str, typer.Option(help="The run's folder.")],
-    view: Annotated[str, typer.Option(help="canine_lateral or human_frontal.")],
+    view: Annotated[str, typer.Option(help=f"{' or '.join(VIEWS)}.")],
     resolution: Annotated[int, typer.Option(help="Pixels a side of the stored images.")] = 512,
 ):
     """Only read a data folder into shards: what is used, what is rejected and why. A full run does this by itself."""

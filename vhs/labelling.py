@@ -280,10 +280,9 @@ def _keypoint_loss(labeller: Labeller) -> training.Loss:
 
 def _vary(view: View) -> training.Augment:
     """Strong variation: what scanners, collimation and generators do to a picture while the points still hold."""
-    rotation_deg = 10 if view.index == "VHS" else 3  # a ratio of horizontal extents, taken at the left-most edge, turns into another one
 
     def augment(images: torch.Tensor, points: torch.Tensor | None, draw: torch.Generator) -> tuple[torch.Tensor, torch.Tensor | None]:
-        similar = dict(rotation_deg=rotation_deg, zoom=0.15, shift=0.06, flip=view.mirror)
+        similar = dict(rotation_deg=view.tilt_deg, zoom=0.15, shift=0.06, flip=view.mirror)
         images, points = radiograph.augment(images, points, draw, gamma=0.35, **similar)
         return _degraded(images, draw), points
 

@@ -1,15 +1,17 @@
 """Key points -> heart-size index -> class. The only place that holds thresholds and knows what a mirror does to points.
 
-Two views measure the same thing, a heart against the skeleton that carries it:
+The views that come with vhs measure the same thing, a heart against the skeleton that carries it:
 
     canine_lateral  VHS = 6 (|AB| + |CD|) / |EF|      Buchanan & Bücheler, JAVMA 206:194 (1995), over six points as DogHeart stores them
     human_frontal   CTR = heart width / thorax width  Danzer, Am J Med Sci 157:513 (1919), horizontal extents of four points
 
-Lengths are taken in isotropic pixels: letterbox an image, never squash it. Everything here takes NumPy arrays and torch tensors alike.
+Another measure is another entry of VIEWS (tests/test_third_measure.py adds the Norberg angle of the hip). Lengths are taken in isotropic
+pixels: letterbox an image, never squash it. Everything here takes NumPy arrays and torch tensors alike.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 CLASSES = ("small", "normal", "large")  # class index = position here, in every file this project writes
@@ -32,14 +34,18 @@ def _ctr(points):
 class View:
     """One projection and its index.
 
-    `edges` (low, high): small < low <= normal <= high < large; with `high_is_large`, an index equal to `high` is large.
+    `formula`: points [..., K, 2] -> index [...], for NumPy arrays and, with gradients, for torch tensors.
+    `edges` (low, high): small < low <= normal <= high < large; with `high_is_large`, an index equal to `high` is large. The classes are
+    positions on the index, whatever its name: where a low index is the illness, "large" is the healthy end.
     `mirror`: the order the points take when the image is flipped left to right (anatomical names keep their order, left and right swap).
     `axes`: the pairs of points drawn as lines. `bin_width`: width of the index bins that tables use.
     `plausible`, `axes_ratio`: generous ranges of the index and of first axis / second axis; beyond them it is the points that are wrong.
+    `tilt_deg`: how far a labeller's training may turn an image, without leaving what the index is defined on.
     """
 
     name: str
     index: str
+    formula: Callable
     subject: str
     points: tuple[str, ...]
     axes: tuple[tuple[int, int], ...]
@@ -48,13 +54,14 @@ class View:
     bin_width: float
     plausible: tuple[float, float]
     axes_ratio: tuple[float, float]
+    tilt_deg: float = 10.0
     high_is_large: bool = False
 
     def measure(self, points):
         """Index of `points` [..., K, 2] (x right, y down, isotropic pixels) -> [...]."""
         if points.shape[-2:] != (len(self.points), 2):
             raise ValueError(f"{self.name} measures {len(self.points)} points ({', '.join(self.points)}), got shape {tuple(points.shape)}")
-        return _vhs(points) if self.index == "VHS" else _ctr(points)
+        return self.formula(points)
 
     def classify(self, index):
         """Class number (position in CLASSES) of each index, an integer array of the same shape. NaN has no class: ValueError."""
@@ -67,21 +74,22 @@ class View:
         above = index >= high if self.high_is_large else index > high
         return np.where(index < low, 0, np.where(above, 2, 1)).astype(np.int64)
 
-    def with_edges(self, edges: tuple[float, float] | None, high_is_large: bool = False) -> View:
-        """The same view cut elsewhere (None keeps the published edges)."""
+    def with_edges(self, edges: tuple[float, float] | None, high_is_large: bool | None = None) -> View:
+        """The same view cut elsewhere (None keeps what is published)."""
         low, high = edges or self.edges
         if not low < high:
             raise ValueError(f"class edges must rise, got {low} and {high}; {self.index} uses {self.edges[0]} and {self.edges[1]}")
-        return replace(self, edges=(low, high), high_is_large=high_is_large)
+        return replace(self, edges=(low, high), high_is_large=self.high_is_large if high_is_large is None else high_is_large)
 
 
 VIEWS = {
     "canine_lateral": View(
-        name="canine_lateral", index="VHS", subject="dog", points=("A", "B", "C", "D", "E", "F"), axes=((0, 1), (2, 3), (4, 5)),
+        name="canine_lateral", index="VHS", formula=_vhs, subject="dog", points=("A", "B", "C", "D", "E", "F"), axes=((0, 1), (2, 3), (4, 5)),
         mirror=(0, 1, 2, 3, 4, 5), edges=(8.2, 10.0), bin_width=0.5, plausible=(4.0, 16.0), axes_ratio=(0.7, 3.0),
     ),
     "human_frontal": View(
-        name="human_frontal", index="CTR", subject="human", points=("heart_left", "heart_right", "thorax_left", "thorax_right"),
-        axes=((0, 1), (2, 3)), mirror=(1, 0, 3, 2), edges=(0.42, 0.50), bin_width=0.02, plausible=(0.2, 0.9), axes_ratio=(0.2, 1.0),
+        name="human_frontal", index="CTR", formula=_ctr, subject="human", axes=((0, 1), (2, 3)), mirror=(1, 0, 3, 2),
+        points=("heart_left", "heart_right", "thorax_left", "thorax_right"), edges=(0.42, 0.50), bin_width=0.02, plausible=(0.2, 0.9),
+        axes_ratio=(0.2, 1.0), tilt_deg=3.0,  # horizontal extents, taken at the left-most edge, turn into others
     ),
 }

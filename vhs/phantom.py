@@ -62,8 +62,8 @@ def _one_thread() -> Iterator[None]:
 
 def draw(view: str, style: str, seed: int, *, size_px: int = 128, index: float | None = None, prior: Sequence[float] = EVEN) -> Phantom:
     """Draw one phantom. `index` fixes VHS or CTR, else a class is drawn from `prior` and an index in it. Illegal argument: ValueError."""
-    if view not in VIEWS or style not in STYLES:
-        raise ValueError(f"no phantom for view {view!r} in style {style!r}: views are {', '.join(VIEWS)}, styles {', '.join(STYLES)}")
+    if view not in ANATOMY or style not in STYLES:
+        raise ValueError(f"no phantom for view {view!r} in style {style!r}: views are {', '.join(ANATOMY)}, styles {', '.join(STYLES)}")
     if seed < 0 or size_px < 32:
         raise ValueError(f"a phantom needs seed >= 0 and size_px >= 32, got seed {seed} and size_px {size_px}")
     least, most = RANGES[view]

@@ -7,11 +7,20 @@ Units are in the names: _px pixels, _deg degrees; counts are optimizer steps, im
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt
 
-ViewName = Literal["canine_lateral", "human_frontal"]
+from vhs.measure import VIEWS
+
+
+def _known_view(name: str) -> str:
+    if name not in VIEWS:
+        raise ValueError(f"legal are {', '.join(VIEWS)}")
+    return name
+
+
+ViewName = Annotated[str, AfterValidator(_known_view)]
 Fraction = Field(ge=0, le=1)
 
 

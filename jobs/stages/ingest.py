@@ -28,9 +28,10 @@ def units(run) -> list[Unit]:
 
 def sources(config) -> list[dict]:
     """Every source with the sha256 of its bytes: the data's content, not only its names, is what the run is made of. SourceError for unusable data."""
-    if config.data != "phantoms":
-        from vhs.sources import scan
+    from vhs.phantom import ANATOMY
+    from vhs.sources import SourceError, scan
 
+    if config.data != "phantoms":
         found = [source.as_dict() for source in scan(Path(config.data).expanduser().absolute(), config.measure)]
         first: dict[str, str] = {}
         for source in found:
@@ -38,6 +39,8 @@ def sources(config) -> list[dict]:
             source["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
             source["copy_of"] = first.setdefault(source["sha256"] or source["file"], source["file"])
         return found
+    if config.view not in ANATOMY:
+        raise SourceError(f"data = 'phantoms': they are drawn for {', '.join(ANATOMY)}, not for {config.view}: give a folder or a CSV")
     drawn = config.phantoms
     return [
         {

@@ -34,12 +34,14 @@ def overlay(image: np.ndarray, points: np.ndarray, view: View, caption: str = ""
     taken = [(x - radius, y - radius, x + radius, y + radius) for x, y in spots]
     for k, colour in colours.items():
         draw.ellipse(taken[k], fill=colour, outline="black")
+    opposite: dict[int, int] = {}  # the other end of each point's first axis: a point of two axes is named once
     for i, j in view.axes:
-        for k, other in ((i, j), (j, i)):
-            name, outward = view.points[k].replace("_", " "), spots[k] - spots[other]
-            box = _place(draw.textbbox((0, 0), name, font=font, stroke_width=1), spots[k], outward, radius, picture.size, taken)
-            draw.text(box[:2], name, font=font, anchor="lt", fill=colours[k], stroke_width=1, stroke_fill="black")
-            taken.append(box)
+        opposite.setdefault(i, j), opposite.setdefault(j, i)
+    for k, other in opposite.items():
+        name, outward = view.points[k].replace("_", " "), spots[k] - spots[other]
+        box = _place(draw.textbbox((0, 0), name, font=font, stroke_width=1), spots[k], outward, radius, picture.size, taken)
+        draw.text(box[:2], name, font=font, anchor="lt", fill=colours[k], stroke_width=1, stroke_fill="black")
+        taken.append(box)
     if caption:
         _write_caption(draw, caption, font, width, height)
     return np.asarray(picture)
