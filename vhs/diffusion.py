@@ -27,6 +27,7 @@ _PARTS = {
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
+_PIXELS_AT_ONCE = 2**20  # through the codec: 64 images of 128 px, 4 of 512 px, which need more memory each than the UNet does
 _ORIGIN = ("_name_or_path", "name_or_path", "is_local", "local_files_only")
 _LAST_CALL = ("max_length", "pad_to_multiple_of", "pad_token_type_id", "padding_side", "stride", "truncation_side", "truncation_strategy")
 
@@ -116,20 +117,26 @@ def as_input(images: torch.Tensor, like: torch.nn.Module) -> torch.Tensor:
     return (images.to(like.device, torch.float32) / 127.5 - 1).to(like.dtype).expand(-1, 3, -1, -1)
 
 
+def _at_once(side_px: int) -> int:
+    return max(1, _PIXELS_AT_ONCE // side_px**2)
+
+
 @torch.no_grad()
 def encode_images(components: Components, images: torch.Tensor) -> torch.Tensor:
-    """uint8 [N,1,S,S] -> latents [N,C,S/f,S/f], the posterior's mean scaled to the UNet's range. S must be a multiple of f."""
+    """uint8 [N,1,S,S] -> latents float32 [N,C,S/f,S/f], the posterior's mean scaled to the UNet's range. S must be a multiple of f."""
     if images.shape[-1] % components.factor or images.shape[-2] % components.factor:
         raise ValueError(f"images of {tuple(images.shape[-2:])} px do not fit this codec: sides must be multiples of {components.factor}")
     vae = components.vae
-    return vae.encode(as_input(images, vae)).latent_dist.mode() * vae.config.scaling_factor
+    parts = images.split(_at_once(images.shape[-1]))
+    return torch.cat([vae.encode(as_input(part, vae)).latent_dist.mode().float() for part in parts]) * vae.config.scaling_factor
 
 
 @torch.no_grad()
 def decode_latents(components: Components, latents: torch.Tensor) -> np.ndarray:
     """Latents [N,C,h,w] -> uint8 [N,S,S], the mean of the decoder's three channels, rounded."""
     vae = components.vae
-    grey = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample.float().mean(1)
+    parts = (latents.to(vae.dtype) / vae.config.scaling_factor).split(_at_once(latents.shape[-1] * components.factor))
+    grey = torch.cat([vae.decode(part).sample.float().mean(1) for part in parts])
     if not torch.isfinite(grey).all():
         raise FloatingPointError("the codec decoded NaN or infinity (some VAEs overflow in half precision): load it in float32 or bfloat16")
     return ((grey + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()

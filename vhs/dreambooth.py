@@ -2,28 +2,31 @@
 
 Ruiz et al. 2023, section 3.2: each step sees instance images (a rare token in their prompt) and class images that the base drew itself, and
 minimises instance loss + prior_loss_weight x prior loss, each a mean of its own. The loop is for any Stable Diffusion 1.x or 2.x, on one
-rank or many; what is random in a step is a function of (seed, step, rank), so a resumed run follows the same path.
+rank or many; what is random in a batch is a function of (seed, its number, rank), so a resumed run follows the same path. What is trained,
+and how its weights move, is vhs/trainable.py's.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import recursively_apply
 
 from vhs import diffusion
 from vhs.checkpoint import Progress
+from vhs.curve import Curve
 from vhs.diffusion import Components
 from vhs.settings import DreamBooth
+from vhs.trainable import Trainable
 from vhs.training import Batches, generator
 
 Priors = tuple[np.ndarray, list[str]]  # class images uint8 [n,S,S] drawn by the base, and the prompts they were drawn from
-_ENCODE_AT_ONCE = 8  # class images a pass through the codec, which at 512 px needs more memory an image than the UNet
+Show = Callable[[int, Components], None]  # (step, the model as it would leave now): looks, keeps nothing
 
 
 def learning_rate_at(step: int, settings: DreamBooth) -> float:
@@ -37,56 +40,42 @@ def learning_rate_at(step: int, settings: DreamBooth) -> float:
 
 
 def train(
-    components: Components, batches: Batches, priors: Priors, settings: DreamBooth, steps_per_epoch: int, accelerator: Accelerator,
-    progress: Progress,
-) -> Components:  # fmt: skip
-    """Fine-tunes the UNet, and the text encoder if settings.train_text_encoder, in place; returns `components`, frozen, in eval mode.
+    components: Components, batches: Batches, priors: Priors, settings: DreamBooth, batches_per_epoch: int, accelerator: Accelerator,
+    progress: Progress, show: Show | None = None, show_steps: int = 0,
+) -> Curve:  # fmt: skip
+    """Fine-tunes the UNet, and the text encoder if settings.train_text_encoder, in place; leaves `components` frozen, in eval mode.
 
-    batches(epoch, start): dicts from global batch `start` of that epoch on, {"image": uint8 [b,1,S,S], "prompt": [b], "weight": float [b]
-    (0 = padding), "total": real samples in the global batch}. The gradient is that of the global batch on any number of ranks.
-    Weights must be float32; mixed precision is the accelerator's. Raises ValueError for half-precision weights, missing class images and an
-    epoch shorter than steps_per_epoch, FloatingPointError when the loss is no longer a number.
+    batches(epoch, start): dicts from global batch `start` of that epoch on, {"image": uint8 [b,1,S,S], "key": [b], "prompt": [b], "weight":
+    float [b] (0 = padding), "total": real samples in the global batch}. The gradient is that of the global batch on any number of ranks,
+    averaged over the settings.gradient_accumulation batches of a step. Weights must be float32; mixed precision is the accelerator's.
+    `show` is called on the main rank every `show_steps` steps (0: never) and changes nothing.
+    Raises ValueError for half-precision weights, missing class images and an epoch shorter than batches_per_epoch, FloatingPointError when
+    the loss is no longer a number.
     """
     _check(components, priors, settings)
-    components.to(accelerator.device)
-    trained = {name: getattr(components, name) for name in ("unet", "text_encoder")[: 1 + settings.train_text_encoder]}
-    for name, module in components.networks.items():
-        module.requires_grad_(name in trained).train(name in trained)
-    parameters = [parameter for module in trained.values() for parameter in module.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    *modules, optimizer = accelerator.prepare(*trained.values(), optimizer)
-    done = _restore(trained, optimizer, accelerator, progress.resume())
-    step_losses = _StepLosses(replace(components, **dict(zip(trained, modules, strict=True))), priors, settings, accelerator)
+    trainable, curve, done = Trainable(components, settings, accelerator), Curve(settings.steps), 0
 
     def capture() -> dict:
-        scaler = {"scaler": accelerator.scaler} if accelerator.scaler else {}
-        parts = trained | {"optimizer": optimizer} | scaler
-        state = {"step": done} | {name: part.state_dict() for name, part in parts.items()}
-        return recursively_apply(
-            lambda tensor: tensor.detach().to("cpu", copy=True), state
-        )  # a second set of Adam moments has no room on the GPU
+        return {"step": done, "curve": curve.state_dict(), **trainable.state_dict()}
 
+    if state := progress.resume():
+        trainable.load_state_dict(state)
+        curve.load_state_dict(state["curve"])
+        done = state["step"]
+    losses_of = _Losses(trainable.components, priors, settings, accelerator)
+    stream = _endless(batches, done * settings.gradient_accumulation, batches_per_epoch)
     while done < settings.steps:
-        epoch, start = divmod(done, steps_per_epoch)
-        wanted = min(steps_per_epoch * (epoch + 1), settings.steps)
-        for batch in itertools.islice(batches(epoch, start), wanted - done):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate_at(done, settings)
-            losses = step_losses(batch, done)
-            figures = _figures(losses, done, settings, accelerator)
-            accelerator.backward(losses[0] + settings.prior_loss_weight * losses[1])
-            accelerator.clip_grad_norm_(parameters, settings.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-            done += 1
-            progress.step(done, settings.steps, figures, capture)
-        if done < wanted:
-            raise ValueError(f"epoch {epoch} ended at batch {done % steps_per_epoch} of {steps_per_epoch}: steps_per_epoch is wrong")
-    for module in modules:
-        accelerator.unwrap_model(module, keep_fp32_wrapper=False)  # else mixed precision's autocast stays on the networks that leave here
-    for module in components.networks.values():
-        module.requires_grad_(False).eval()
-    return components
+        losses = _gradients(losses_of, stream, done, trainable, settings, accelerator)
+        figures = _figures(losses, done, settings, accelerator)
+        trainable.step(figures["learning_rate"])
+        done += 1
+        curve.add(done, figures)
+        progress.step(done, settings.steps, figures, capture)
+        if show and show_steps and done % show_steps == 0 and accelerator.is_main_process:
+            with trainable.as_they_would_leave() as model:
+                show(done, model)
+    trainable.finish()
+    return curve
 
 
 def _check(components: Components, priors: Priors, settings: DreamBooth) -> None:
@@ -99,19 +88,35 @@ def _check(components: Components, priors: Priors, settings: DreamBooth) -> None
         raise ValueError(f"DreamBooth trains float32 weights, the UNet holds {components.unet.dtype}: load it with dtype=torch.float32")
 
 
-def _restore(trained: dict[str, torch.nn.Module], optimizer, accelerator: Accelerator, state: dict | None) -> int:
-    """Lays a captured state over networks and optimizer, both on their device already; returns the steps done."""
-    if state is None:
-        return 0
-    parts = trained | {"optimizer": optimizer} | ({"scaler": accelerator.scaler} if accelerator.scaler else {})
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
-    return state["step"]
+def _endless(batches: Batches, start: int, batches_per_epoch: int) -> Iterator[dict]:
+    """Batch number `start` and all after it, epoch upon epoch."""
+    for epoch in itertools.count(start // batches_per_epoch):
+        first = start % batches_per_epoch if epoch == start // batches_per_epoch else 0
+        count = 0
+        for batch in itertools.islice(batches(epoch, first), batches_per_epoch - first):
+            yield batch
+            count += 1
+        if count < batches_per_epoch - first:
+            raise ValueError(f"epoch {epoch} ended at batch {first + count} of {batches_per_epoch}: batches_per_epoch is wrong")
 
 
-def _figures(losses: tuple[torch.Tensor, torch.Tensor], step: int, settings: DreamBooth, accelerator: Accelerator) -> dict[str, float]:
+def _gradients(
+    losses_of: _Losses, stream: Iterator[dict], step: int, trainable: Trainable, settings: DreamBooth, accelerator: Accelerator
+) -> torch.Tensor:
+    """Leaves the gradients of a step in the networks -> its [instance loss, prior loss] on this rank, means over the step's batches."""
+    parts = settings.gradient_accumulation
+    losses = []
+    for part in range(parts):
+        with nullcontext() if part == parts - 1 else trainable.unsynchronised():
+            instance, prior = losses_of(next(stream), step * parts + part)
+            accelerator.backward((instance + settings.prior_loss_weight * prior) / parts)
+        losses.append(torch.stack((instance, prior)).detach())
+    return torch.stack(losses).mean(0)
+
+
+def _figures(losses: torch.Tensor, step: int, settings: DreamBooth, accelerator: Accelerator) -> dict[str, float]:
     """Both losses over all ranks, and the rate. FloatingPointError if they are no numbers: every rank sees it and stops."""
-    instance, prior = accelerator.reduce(torch.stack(losses).detach(), "mean").tolist()
+    instance, prior = accelerator.reduce(losses, "mean").tolist()
     if not math.isfinite(instance + prior):
         raise FloatingPointError(
             f"DreamBooth's loss is no longer a number at step {step} (instance {instance}, prior {prior}): lower learning_rate "
@@ -120,20 +125,21 @@ def _figures(losses: tuple[torch.Tensor, torch.Tensor], step: int, settings: Dre
     return {"instance_loss": instance, "prior_loss": prior, "learning_rate": learning_rate_at(step, settings)}
 
 
-class _StepLosses:
-    """A step's (instance loss, prior loss) on this rank, scaled so that DDP's average over the ranks is the mean over the global batch."""
+class _Losses:
+    """A batch's (instance loss, prior loss) on this rank, scaled so that DDP's average over the ranks is the mean over the global batch."""
 
     def __init__(self, components: Components, priors: Priors, settings: DreamBooth, accelerator: Accelerator) -> None:
         self.components, self.settings, self.accelerator = components, settings, accelerator
         self.embeddings: dict[str, torch.Tensor] = {}
+        self.latents: dict[str, torch.Tensor] = {}
         images, self.prior_texts = priors
         self.prior_count = math.ceil(settings.batch / accelerator.num_processes) if settings.prior_loss_weight else 0
-        parts = [torch.from_numpy(images[i : i + _ENCODE_AT_ONCE])[:, None] for i in range(0, len(images), _ENCODE_AT_ONCE)]
-        self.prior_latents = torch.cat([diffusion.encode_images(components, part).float() for part in parts]) if self.prior_count else None
+        self.prior_latents = diffusion.encode_images(components, torch.from_numpy(images)[:, None]) if self.prior_count else None
 
-    def __call__(self, batch: dict, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        stream, device = generator(self.settings.seed, step, self.accelerator.process_index), self.accelerator.device
-        latents = diffusion.encode_images(self.components, batch["image"]).float()
+    def __call__(self, batch: dict, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """`number`: how many batches this run has seen before, which with the seed and the rank decides all that is random."""
+        stream, device = generator(self.settings.seed, number, self.accelerator.process_index), self.accelerator.device
+        latents = torch.cat([self._encode(key, image) for key, image in zip(batch["key"], batch["image"], strict=True)])
         dropped = torch.rand(len(latents), generator=stream) < self.settings.prompt_dropout
         texts = ["" if drop else text for text, drop in zip(batch["prompt"], dropped.tolist(), strict=True)]
         if self.prior_count:
@@ -146,6 +152,14 @@ class _StepLosses:
         instance, prior = each[: len(batch["prompt"])], each[len(batch["prompt"]) :]
         scale = self.accelerator.num_processes / batch["total"]
         return (instance * batch["weight"].to(device)).sum() * scale, prior.mean() if self.prior_count else each.new_zeros(())
+
+    def _encode(self, key: str, image: torch.Tensor) -> torch.Tensor:
+        """The image of `key` alone through the codec: beside others its latent would be rounded otherwise, and a cache would show."""
+        if not self.settings.cache_latents:
+            return diffusion.encode_images(self.components, image[None])
+        if key not in self.latents:
+            self.latents[key] = diffusion.encode_images(self.components, image[None])
+        return self.latents[key]
 
     def _embed(self, texts: list[str]) -> torch.Tensor:
         """A frozen text encoder says the same every time: each distinct prompt is embedded once."""

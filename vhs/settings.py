@@ -7,9 +7,11 @@ Units are in the names: _px pixels, _deg degrees; counts are optimizer steps, im
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, field_validator
 
 from vhs.measure import VIEWS
 
@@ -79,27 +81,56 @@ class Priors(Section):
     seed: int = 137
 
 
-class DreamBooth(Section):
-    """Fine-tuning of the base model on this run's training images; defaults are the study's Figure 1."""
+class Concept(Section):
+    """One entry of the field's concepts_list.json: the prompts of a class (vhs/prompts.py says of which)."""
 
-    token: str = "sks"
-    # prompts may name {token} {size} {subject} {source}; study: without {subject}, it had only dogs
+    instance_prompt: str
+    class_prompt: str
+    instance_data_dir: str  # its last folder names the class; the images themselves are those of the run's own split
+    class_data_dir: str | None = None  # class images found there are used before any is drawn
+
+
+class DreamBooth(Section):
+    """Fine-tuning of the base model on this run's training images; defaults are the study's Figure 1 but for what a CPU cannot do."""
+
+    token: str = "sks"  # may name {size} {subject} {source} itself, for a template that names the class by its token alone
+    # prompts may name {token} {size} {subject} {source}; study: without {size} {subject}, its token named the class and it had only dogs
     instance_prompt: str = "photo of {token} {size} {subject} heart Cardiovascular Thoracic radiograph x-ray"
     class_prompt: str = "photo of {size} {subject} heart Cardiovascular Thoracic radiograph x-ray"
+    concepts: tuple[Concept, ...] = ()  # in place of both prompts: a concepts_list.json, or its entries
     prior_loss_weight: float = Field(1.0, ge=0)
     steps: int = Field(5000, ge=1)
-    batch: int = Field(2, ge=1)  # global, instance images a step; as many class images beside them
+    batch: int = Field(2, ge=1)  # global, instance images a forward pass; as many class images beside them
+    gradient_accumulation: int = Field(1, ge=1)  # forward passes a step
+    gradient_checkpointing: bool = False  # a third more time for a fraction of the memory; changes no result
     ranks: int = Field(1, ge=1)
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"  # study: 8 bits, which need a GPU
     learning_rate: float = Field(5e-5, gt=0)
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_steps: int = Field(0, ge=0)
     weight_decay: float = Field(0.01, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     min_snr_gamma: float | None = None
+    lora_rank: int = Field(0, ge=0)  # of adapters beside the attention projections, merged when done; 0: every weight is trained
+    ema_decay: float | None = Field(None, gt=0, lt=1)  # null: the last weights are the generator's
     train_text_encoder: bool = False
-    prompt_dropout: float = Field(0.1, ge=0, lt=1)  # share of instance prompts replaced by the empty prompt, so that guidance keeps its meaning
+    cache_latents: bool = True  # each instance image passes the codec once; 64 KiB an image at 512 px; changes no result
+    prompt_dropout: float = Field(
+        0.1, ge=0, lt=1
+    )  # share of instance prompts replaced by the empty prompt, so that guidance keeps its meaning
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     seed: int = 137
+
+    @field_validator("concepts", mode="before")
+    @classmethod
+    def _read_concepts(cls, value: object) -> object:
+        """A file's content, not its name, is the science."""
+        if not isinstance(value, str):
+            return value or ()
+        try:
+            return json.loads(Path(value).expanduser().read_text())
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{value} cannot be read as a concepts_list.json ({error})") from None
 
 
 class Generation(Section):
@@ -124,7 +155,9 @@ class Classifier(Section):
     size_px: int = Field(600, ge=32)
     head_hidden: int = Field(7, ge=0)  # hidden Linear + ReLU layers before the last one (study: "7 Linear Layers")
     drop_rate: float = Field(0.5, ge=0, lt=1)
-    unfreeze: Literal["all"] | NonNegativeInt = "all"  # or the number of last stages (timm's grouping) that train with the head; 0: head alone
+    unfreeze: Literal["all"] | NonNegativeInt = (
+        "all"  # or the number of last stages (timm's grouping) that train with the head; 0: head alone
+    )
     epochs: int = Field(30, ge=1)  # over the arm's own images; real-matched and pretrain take mixed's steps
     batch: int = Field(16, ge=1)  # global
     ranks: int = Field(1, ge=1)
@@ -132,7 +165,9 @@ class Classifier(Section):
     schedule: Literal["cosine", "plateau"] = "cosine"  # plateau: ReduceLROnPlateau on the inner validation's loss, looked at every epoch
     plateau_patience: int = Field(5, ge=0)  # epochs without a better loss before the rate falls
     plateau_factor: float = Field(0.1, gt=0, lt=1)
-    keep: Literal["last", "best_inner"] = "last"  # the weights that are kept; best_inner: those of the epoch with the least inner validation loss
+    keep: Literal["last", "best_inner"] = (
+        "last"  # the weights that are kept; best_inner: those of the epoch with the least inner validation loss
+    )
     weight_decay: float = Field(0.01, ge=0)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     class_weights: Literal["none", "balanced"] = "none"  # of the loss; balanced: the inverse of the class counts that the arm draws
@@ -144,7 +179,9 @@ class Classifier(Section):
     shift: float = Field(0.05, ge=0, lt=0.5)  # of the image side
     flip: bool = True
     gamma: float = Field(0.2, ge=0, lt=1)  # exponent drawn in [1 - gamma, 1 / (1 - gamma)]
-    randaugment: int = Field(0, ge=0, le=10)  # magnitude on the paper's scale; 0: off (vhs/augmentation.py lists what is left for grey images)
+    randaugment: int = Field(
+        0, ge=0, le=10
+    )  # magnitude on the paper's scale; 0: off (vhs/augmentation.py lists what is left for grey images)
     randaugment_ops: int = Field(2, ge=1)  # operations an image, each taken with probability 1/2 as timm does
 
 
@@ -170,7 +207,9 @@ class Pretraining(Section):
     labeller_learning_rate: float = Field(4e-3, gt=0)
     batch: int = Field(16, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
-    min_snr_gamma: float | None = None  # none: the heart's size is settled at noise levels that min-SNR all but switches off for v-prediction
+    min_snr_gamma: float | None = (
+        None  # none: the heart's size is settled at noise levels that min-SNR all but switches off for v-prediction
+    )
     prompt_dropout: float = Field(0.1, ge=0, lt=1)
     ema_decay: float = Field(0.999, gt=0, lt=1)
     mixed_precision: Literal["no", "bf16"] = "no"  # bf16 pays on a GPU, and a quarter on a CPU with AVX512-BF16

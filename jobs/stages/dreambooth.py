@@ -37,16 +37,18 @@ def work(config, inputs, output) -> Files:
     priors = inputs.samples("priors")
     accelerator = world.accelerator(config.execution.device, settings.mixed_precision)
     epochs = batches.Epochs(inputs.storage, rows, settings.batch, batches.shuffled(len(rows), settings.seed))
-    components = dreambooth.train(
-        diffusion.load(models.base(config)),
+    components = diffusion.load(models.base(config))
+    curve = dreambooth.train(
+        components,
         epochs,
         (batches.load_images(inputs.storage, priors), priors.prompt.tolist()),
         settings,
-        steps_per_epoch=epochs.steps,
+        batches_per_epoch=epochs.steps,
         accelerator=accelerator,
         progress=output.progress,
     )
     diffusion.save(components, output.folder)
+    curve.save(output.folder)
     seen = lineage.seen(rows, models.seen(models.base(config)))
     (output.folder / "lineage.json").write_text(json.dumps(seen, indent=1))
     return Files({"scope": inputs.params["scope"], **seen})
