@@ -15,6 +15,7 @@ import pandas as pd
 from jobs import world
 from jobs.claim import Claim, dead, machine, overtaken, owner
 from jobs.config import Config
+from jobs.logbook import Logbook
 from jobs.unit import Marker, Unit, commit, digest, read_marker
 from shards import crash, manifest
 from shards.storage import TEMPORARY, Storage, open_storage
@@ -55,13 +56,14 @@ class Output:
 
     folder: Path
     progress: Progress
+    logbook: Logbook
 
 
 class Progress:
     """vhs.checkpoint.Progress on a run: checkpoints in storage, crash windows, and word of each step."""
 
-    def __init__(self, storage: Storage, unit: Unit, config: Config, claim: Claim, scratch: Path, watch: Watch | None):
-        self._storage, self._unit, self._claim, self._scratch, self._watch = storage, unit, claim, scratch, watch
+    def __init__(self, storage: Storage, unit: Unit, config: Config, claim: Claim, scratch: Path, watch: Watch | None, logbook: Logbook):
+        self._storage, self._unit, self._claim, self._scratch, self._watch, self._logbook = storage, unit, claim, scratch, watch, logbook
         self._every, self._folder = config.execution.checkpoint_steps, f"checkpoints/{unit.identity}/"
 
     def resume(self) -> dict | None:
@@ -80,6 +82,8 @@ class Progress:
         self._claim.message = {"step": step, "total": total, **metrics}
         if self._watch:
             self._watch(self._unit.path, step, total, metrics)
+        if world.rank() == 0:
+            self._logbook.scalars(step, metrics)
         if world.rank() == 0 and step % self._every == 0 and step < total:
             self._save(step, capture())
 
@@ -132,8 +136,9 @@ def _work(storage: Storage, config: Config, unit: Unit, claim: Claim, watch: Wat
     if stage.TORCH:
         world.set_numerics(config.threads)
     scratch, began = _scratch(storage, config, unit), time.monotonic()
+    logbook = Logbook(storage, unit, config.execution.tensorboard)
     try:
-        output = Output(scratch / "out", Progress(storage, unit, config, claim, scratch, watch))
+        output = Output(scratch / "out", Progress(storage, unit, config, claim, scratch, watch, logbook), logbook)
         output.folder.mkdir()
         product = stage.work(config, Inputs(storage, unit), output)
         claim.check()
@@ -141,6 +146,7 @@ def _work(storage: Storage, config: Config, unit: Unit, claim: Claim, watch: Wat
             about = {**owner(), "stage": unit.stage, "unit": unit.path, "seconds": round(time.monotonic() - began, 3)}
             storage.put(f"state/done/{unit.identity}.json", json.dumps(about).encode())
     finally:
+        logbook.close()
         shutil.rmtree(scratch, ignore_errors=True)
 
 

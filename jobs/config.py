@@ -12,7 +12,7 @@ from typing import Literal, get_args
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from vhs.measure import CLASSES, VIEWS, View
-from vhs.prompts import class_prompt, instance_prompt
+from vhs.prompts import class_prompt, concepts, instance_prompt, names_source
 from vhs.settings import Classifier, DreamBooth, Generation, Labeller, Phantoms, Priors, Section, Split, ViewName
 
 Arm = Literal["real", "real-matched", "mixed", "measure"]
@@ -44,6 +44,8 @@ class Execution(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     work_dir: str | None = None  # private scratch, POSIX, disposable; default: .work beside the run's own files
     checkpoint_steps: int = Field(200, ge=1)  # optimizer steps between checkpoints
+    sample_steps: int = Field(0, ge=0)  # optimizer steps between DreamBooth's sample images, one a class, in RUN/state/log; 0: none
+    tensorboard: bool = False  # curves of everything that trains, in RUN/state/log
     heartbeat_s: float = Field(2.0, gt=0)
     stale_s: float = Field(30.0, gt=0)  # a claim of another machine whose heartbeat stood still this long is taken over
 
@@ -59,6 +61,7 @@ class Config(Section):
     edges: tuple[float, float] | None = None  # class edges of the index; null: the published ones
     high_is_large: bool | None = None  # true: an index equal to the upper edge is large; null: as the view has it
     base: str = "packaged"  # packaged | a diffusers folder | a hub id of Stable Diffusion 1.x / 2.x
+    base_revision: str | None = Field(None, pattern="^[0-9a-f]{40}$")  # the commit of a hub id
     arms: tuple[Arm, ...] = get_args(Arm)
     seeds: tuple[int, ...] = (0,)  # of classifier training; one classifier an arm, scope and seed
     phantoms: Phantoms = Phantoms()
@@ -82,8 +85,11 @@ class Config(Section):
             raise ValueError("split.folds: 0 (test split only) or at least 2")
         if not self.arms:
             raise ValueError(f"arms is empty: name some of {', '.join(get_args(Arm))}")
-        for prompt in (instance_prompt, class_prompt):  # a template with an unknown field raises
-            prompt(self.dreambooth, self.measure, CLASSES[0])  # and so do edges that do not rise
+        if self.generation.by_source and not names_source(self.dreambooth):
+            raise ValueError("generation.by_source: a prompt must say the source, so write {source} into dreambooth.instance_prompt or token")
+        for name, source in concepts(self.dreambooth) or [(CLASSES[0], None)]:
+            for prompt in (instance_prompt, class_prompt):  # a template with an unknown field raises
+                prompt(self.dreambooth, self.measure, name, source)  # and so do edges that do not rise
         return self
 
     @property

@@ -41,6 +41,17 @@ def split_rows(inputs) -> ScopeRows:
     return ScopeRows(rows(split.training(splits, scope)), rows(split.inner(splits, scope)), held_out, frozenset(forbidden))
 
 
+def own_class_images(priors: pd.DataFrame, splits: pd.DataFrame, held_out_patients: frozenset[str]) -> pd.DataFrame:
+    """Those class images that are images of the data themselves (key, patient). LeakError if one is of a held-out patient."""
+    own = splits.loc[splits.key.isin(set(priors.key)), ["key", "patient"]]
+    if len(leaked := own[own.patient.isin(held_out_patients)]):
+        raise LeakError(
+            f"class image {leaked.key.iloc[0]} (and {len(leaked) - 1} more) is an image of held-out patient {leaked.patient.iloc[0]}: DreamBooth "
+            "would train on it. Take it out of the concept's class_data_dir and start a new run"
+        )
+    return own
+
+
 def seen(rows: pd.DataFrame, before: dict[str, list[str]]) -> dict[str, list[str]]:
     """What a generator or labeller trained on `rows` records: those, and what the model it began with had seen `before` (models.seen)."""
     return {"keys_seen": sorted({*rows.key, *before["keys_seen"]}), "patients_seen": sorted({*rows.patient, *before["patients_seen"]})}

@@ -13,8 +13,17 @@ WEIGHTS = Path(__file__).resolve().parents[1] / "vhs" / "weights"
 
 
 def base(config: Config) -> str:
-    """The diffusers folder or hub id that `config.base` means."""
-    return str(WEIGHTS / "base") if config.base == "packaged" else config.base
+    """The diffusers folder that `config.base` means, or id@commit for the hub. ConfigError for a hub id that may change under its name."""
+    if config.base == "packaged":
+        return str(WEIGHTS / "base")
+    if (folder := Path(config.base).expanduser()).is_dir():
+        return str(folder)
+    if not config.base_revision:
+        raise ConfigError(
+            f"base = {config.base!r} is no folder here, and as a hub id it needs base_revision, the commit. `vhs fetch CONFIG --to DIR`, where "
+            "there is a network, downloads it once and says what to set"
+        )
+    return f"{config.base}@{config.base_revision}"
 
 
 def labeller(config: Config) -> str:
@@ -48,7 +57,7 @@ def seen(model: str) -> dict[str, list[str]]:
 
 @lru_cache
 def fingerprint(model: str) -> str:
-    """Digest of a model folder's files; a hub id or a word stands for itself."""
+    """Digest of a model folder's files; a hub id with its commit, or a word, stands for itself."""
     folder = Path(model)
     if not folder.is_dir():
         return model

@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 
 from jobs import config, rounds
 from jobs.plan import Run
+from jobs.stages import generate
 from jobs.unit import Files, Table, commit
 from vhs.measure import CLASSES
 
 
-def _run(tmp_path, **generation) -> Run:
-    """A run in which a generator and a labeller are committed, and generation is next."""
-    settings = config.load("debug/demo", [f"generation.{key}={value}" for key, value in generation.items()])
+def _run(tmp_path, *overrides: str, **generation) -> Run:
+    """A run in which a generator of two sources and a labeller are committed, and generation is next."""
+    settings = config.load("debug/demo", [*overrides, *(f"generation.{key}={value}" for key, value in generation.items())])
     run = Run(str(tmp_path / "run"), settings)
     for stage in ("dreambooth", "labeller"):
         (tmp_path / stage).mkdir()
@@ -24,7 +25,7 @@ def _run(tmp_path, **generation) -> Run:
         from jobs.unit import Unit
 
         unit = Unit(stage, f"{stage}/split", "json", {}, {"scope": "split"}, {})
-        commit(run.storage, unit, Files(), tmp_path / stage)
+        commit(run.storage, unit, Files({"sources": ["a/b", "jsrt"]}), tmp_path / stage)
         run._fixed = {**getattr(run, "_fixed", {}), stage: [unit]}
     _see(run)
     return run
@@ -69,6 +70,27 @@ def test_rounds_ask_for_what_is_short_until_the_quota(tmp_path):
     assert not run.storage.exists("rounds/split/002.json")
 
 
+def test_by_source_every_class_and_source_has_a_quota(tmp_path):
+    prompt = "dreambooth.instance_prompt=a {token} {size} heart on {source} film"
+    run = _run(tmp_path, prompt, quota=6, round_units=1, max_rounds=3, by_source=True)
+    first = rounds.units(run, "split")
+    assert [unit.path for unit in first] == [f"generated/split/{c}-{s}/00000" for c in CLASSES for s in ("a%2Fb", "jsrt")]
+    drawn = {(unit.params["class"], unit.params["source"]): generate.wanted(run.config, unit.params) for unit in first}
+    assert drawn["large", "a/b"][0].prompt == "a sks large heart on a/b film"
+    assert len({w.seed for images in drawn.values() for w in images}) == 6 * run.config.generation.unit_images
+    _finish(run, first, lambda u: {"small": 6, "normal": 6, "large": 0 if u.params["source"] == "jsrt" else 6})
+    second = _new(run, {u.identity for u in first})
+    assert [(u.params["class"], u.params["source"]) for u in second] == [("large", "jsrt")]
+    table = pd.DataFrame({"key": list("abcdef"), "number": range(6), "prompted": "large", "source": ["jsrt", "a/b"] * 3})
+    labels = pd.DataFrame({"key": list("abcdef"), "label": 2, "accepted": True})
+    assert rounds.accepted(table, labels, 2).key.tolist() == list("abcd")
+
+
+def test_without_sources_nothing_of_a_unit_s_name_changes(tmp_path):
+    unit = rounds.units(_run(tmp_path), "split")[0]
+    assert (unit.path, unit.params) == ("generated/split/small/00000", {"scope": "split", "class": "small", "number": 0})
+
+
 def test_rounds_end_at_the_plan_s_bound(tmp_path):
     run = _run(tmp_path, quota=6, round_units=1, max_rounds=3)
     seen: list = []
@@ -94,7 +116,8 @@ def test_a_round_is_not_listed_before_the_last_one_is_labelled(tmp_path):
 )
 def test_the_training_set_is_the_first_accepted_by_number(images, quota, shuffler: random.Random):
     generated = pd.DataFrame(
-        [{"key": f"{p}{n}", "number": n, "prompted": p} for n, p, _, _ in images], columns=["key", "number", "prompted"]
+        [{"key": f"{p}{n}", "number": n, "prompted": p, "source": None} for n, p, _, _ in images],
+        columns=["key", "number", "prompted", "source"],
     )
     labels = pd.DataFrame(
         [{"key": f"{p}{n}", "label": c, "accepted": ok} for n, p, c, ok in images], columns=["key", "label", "accepted"]

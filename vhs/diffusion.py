@@ -59,21 +59,30 @@ class Components:
         return self
 
 
-def load(folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Components:
-    """Opens a diffusers folder, or a model of that name on the hub, with its networks in eval mode.
+def load(model: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Components:
+    """Opens a diffusers folder, or id@commit from the hub, with its networks in eval mode.
 
-    Raises FileNotFoundError for a local folder that is not a diffusers model.
+    Raises FileNotFoundError for a local folder that is not a diffusers model, and for a name that is no folder and cannot be had from the hub.
     """
-    if Path(folder).is_dir() and not (Path(folder) / "model_index.json").is_file():
-        raise FileNotFoundError(f"{folder} is no diffusers model: it has no model_index.json beside unet/, vae/, tokenizer/")
-    folder = str(folder)
-    parts = Components(
-        tokenizer=CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"),
-        text_encoder=CLIPTextModel.from_pretrained(folder, subfolder="text_encoder"),
-        unet=UNet2DConditionModel.from_pretrained(folder, subfolder="unet"),
-        vae=AutoencoderKL.from_pretrained(folder, subfolder="vae"),
-        scheduler=DDPMScheduler.from_pretrained(folder, subfolder="scheduler"),
-    )
+    where, _, commit = (str(model), "", None) if Path(model).is_dir() else str(model).partition("@")
+    if Path(where).is_dir() and not (Path(where) / "model_index.json").is_file():
+        raise FileNotFoundError(f"{model} is no diffusers model: it has no model_index.json beside unet/, vae/, tokenizer/")
+    kinds = {
+        "tokenizer": CLIPTokenizer,
+        "text_encoder": CLIPTextModel,
+        "unet": UNet2DConditionModel,
+        "vae": AutoencoderKL,
+        "scheduler": DDPMScheduler,
+    }
+    try:
+        parts = Components(**{name: kind.from_pretrained(where, subfolder=name, revision=commit) for name, kind in kinds.items()})
+    except OSError as error:
+        if Path(where).is_dir():
+            raise
+        raise FileNotFoundError(
+            f"{model} is no folder here and cannot be had from the hub ({str(error).splitlines()[0]}). Where there is a network, "
+            "`vhs fetch CONFIG --to DIR` downloads it; then set base=DIR/base"
+        ) from error
     for module in parts.networks.values():
         torch.nn.Module.to(module, device, dtype).eval()  # torch's own `to`: diffusers' warns of modules to keep in float32 and lists none
     return parts

@@ -23,6 +23,7 @@ def _known_view(name: str) -> str:
 
 
 ViewName = Annotated[str, AfterValidator(_known_view)]
+Precision = Literal["float32", "float16", "bfloat16"]  # of the networks while they sample; half precision is for GPUs
 Fraction = Field(ge=0, le=1)
 
 
@@ -78,6 +79,7 @@ class Priors(Section):
     steps: int = Field(20, ge=1)
     guidance: float = Field(1.0, ge=1)  # what the base knows, not an exaggeration of it
     batch: int = Field(4, ge=1)  # study: sample_batch_size=4
+    precision: Precision = "float32"
     seed: int = 137
 
 
@@ -134,16 +136,22 @@ class DreamBooth(Section):
 
 
 class Generation(Section):
-    """Images by number: unit n of a prompted class is images [n unit_images, (n + 1) unit_images), drawn in rounds until the quota is met."""
+    """Images by number: unit n of a prompted class is images [n unit_images, (n + 1) unit_images), drawn in rounds until the quota is met.
+
+    By source, a class is drawn and counted for each source of the training images: where the scanner alone tells much of the class, a classifier
+    would learn the scanner from generated images that leave it open.
+    """
 
     solver: Literal["dpm++", "pndm"] = "dpm++"
     steps: int = Field(20, ge=1)
     guidance: float = Field(2.0, ge=1)
     batch: int = Field(16, ge=1)
+    precision: Precision = "float32"
     unit_images: int = Field(64, ge=1)
     round_units: int = Field(4, ge=1)  # units of each prompted class still short of its quota, a round
     max_rounds: int = Field(4, ge=1)
-    quota: int = Field(150, ge=1)  # accepted images of each MEASURED class
+    quota: int = Field(150, ge=1)  # accepted images of each MEASURED class, or class and source
+    by_source: bool = False  # prompts must name {source}
     seed: int = 137
 
 
@@ -155,9 +163,7 @@ class Classifier(Section):
     size_px: int = Field(600, ge=32)
     head_hidden: int = Field(7, ge=0)  # hidden Linear + ReLU layers before the last one (study: "7 Linear Layers")
     drop_rate: float = Field(0.5, ge=0, lt=1)
-    unfreeze: Literal["all"] | NonNegativeInt = (
-        "all"  # or the number of last stages (timm's grouping) that train with the head; 0: head alone
-    )
+    unfreeze: Literal["all"] | NonNegativeInt = "all"  # or the number of last stages (timm's grouping) that train with the head; 0: head alone
     epochs: int = Field(30, ge=1)  # over the arm's own images; real-matched and pretrain take mixed's steps
     batch: int = Field(16, ge=1)  # global
     ranks: int = Field(1, ge=1)
@@ -165,9 +171,7 @@ class Classifier(Section):
     schedule: Literal["cosine", "plateau"] = "cosine"  # plateau: ReduceLROnPlateau on the inner validation's loss, looked at every epoch
     plateau_patience: int = Field(5, ge=0)  # epochs without a better loss before the rate falls
     plateau_factor: float = Field(0.1, gt=0, lt=1)
-    keep: Literal["last", "best_inner"] = (
-        "last"  # the weights that are kept; best_inner: those of the epoch with the least inner validation loss
-    )
+    keep: Literal["last", "best_inner"] = "last"  # the weights that are kept; best_inner: those of the epoch with the least inner validation loss
     weight_decay: float = Field(0.01, ge=0)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     class_weights: Literal["none", "balanced"] = "none"  # of the loss; balanced: the inverse of the class counts that the arm draws
@@ -179,9 +183,7 @@ class Classifier(Section):
     shift: float = Field(0.05, ge=0, lt=0.5)  # of the image side
     flip: bool = True
     gamma: float = Field(0.2, ge=0, lt=1)  # exponent drawn in [1 - gamma, 1 / (1 - gamma)]
-    randaugment: int = Field(
-        0, ge=0, le=10
-    )  # magnitude on the paper's scale; 0: off (vhs/augmentation.py lists what is left for grey images)
+    randaugment: int = Field(0, ge=0, le=10)  # magnitude on the paper's scale; 0: off (vhs/augmentation.py lists what is left for grey images)
     randaugment_ops: int = Field(2, ge=1)  # operations an image, each taken with probability 1/2 as timm does
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from jobs.unit import Files, Unit
 
 NAME, FOLDER, KIND, TORCH = "dreambooth", "generator", "json", True
-SCIENCE = ("view", "resolution", "threads", "base", "dreambooth")
+SCIENCE = ("view", "resolution", "threads", "base", "base_revision", "dreambooth")
 AFTER = ("ingest", "split", "priors")
 
 
@@ -27,15 +27,16 @@ def units(run) -> list[Unit]:
 def work(config, inputs, output) -> Files:
     import json
 
+    import pandas as pd
+
     from jobs import batches, lineage, models, world
     from vhs import diffusion, dreambooth
     from vhs.measure import CLASSES
     from vhs.prompts import instance_prompt
 
-    settings, rows = config.dreambooth, lineage.split_rows(inputs).training
+    settings, scope, priors = config.dreambooth, lineage.split_rows(inputs), inputs.samples("priors")
+    rows, own = scope.training, lineage.own_class_images(priors, inputs.table("splits"), scope.held_out_patients)
     rows["prompt"] = [instance_prompt(settings, config.measure, CLASSES[row.label], row.source) for row in rows.itertuples()]
-    priors = inputs.samples("priors")
-    accelerator = world.accelerator(config.execution.device, settings.mixed_precision)
     epochs = batches.Epochs(inputs.storage, rows, settings.batch, batches.shuffled(len(rows), settings.seed))
     components = diffusion.load(models.base(config))
     curve = dreambooth.train(
@@ -44,11 +45,29 @@ def work(config, inputs, output) -> Files:
         (batches.load_images(inputs.storage, priors), priors.prompt.tolist()),
         settings,
         batches_per_epoch=epochs.steps,
-        accelerator=accelerator,
+        accelerator=world.accelerator(config.execution.device, settings.mixed_precision),
         progress=output.progress,
+        show=_samples(config, rows, output.logbook),
+        show_steps=config.execution.sample_steps,
     )
     diffusion.save(components, output.folder)
     curve.save(output.folder)
-    seen = lineage.seen(rows, models.seen(models.base(config)))
+    seen = lineage.seen(pd.concat([rows[["key", "patient"]], own]), models.seen(models.base(config)))
     (output.folder / "lineage.json").write_text(json.dumps(seen, indent=1))
-    return Files({"scope": inputs.params["scope"], **seen})
+    return Files({"scope": inputs.params["scope"], "sources": sorted(set(rows.source)), **seen})
+
+
+def _samples(config, rows, logbook):
+    """Draws an image of each class as generation would, each time from the same noise, so that one sees what training does."""
+    from jobs.drawing import image_seed
+    from vhs.measure import CLASSES
+    from vhs.sampling import sample
+
+    prompts = {CLASSES[row.label]: row.prompt for row in rows.drop_duplicates("label").itertuples()}
+    seeds = [image_seed(config.generation.seed, "sample", name) for name in prompts]
+
+    def show(step: int, model) -> None:
+        for name, image in zip(prompts, sample(model, list(prompts.values()), seeds, config.resolution, config.generation)):
+            logbook.picture(step, name, image)
+
+    return show

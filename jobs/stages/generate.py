@@ -11,10 +11,13 @@ SCIENCE = (
     "threads",
     "dreambooth.instance_prompt",
     "dreambooth.token",
+    "dreambooth.concepts",
     "generation.solver",
     "generation.steps",
     "generation.guidance",
     "generation.batch",
+    "generation.precision",
+    "generation.by_source",
     "generation.unit_images",
     "generation.seed",
 )
@@ -29,13 +32,16 @@ def units(run) -> list[Unit]:
     return [unit for scope in scopes(run.config.split) for unit in rounds.units(run, scope)]
 
 
-def unit(run, scope: str, prompted: str, number: int) -> Unit:
+def unit(run, scope: str, prompted: str, source: str | None, number: int) -> Unit:
+    from jobs.drawing import stratum
+
     generator = run.committed("dreambooth", scope=scope)
+    named = {} if source is None else {"source": source}
     return run.unit(
         NAME,
-        f"{FOLDER}/{scope}/{prompted}/{number:05d}",
+        f"{FOLDER}/{scope}/{stratum(prompted, source)}/{number:05d}",
         {"generator": generator},
-        params={"scope": scope, "class": prompted, "number": number},
+        params={"scope": scope, "class": prompted, "number": number, **named},
     )
 
 
@@ -44,14 +50,21 @@ def wanted(config, params: dict) -> list:
     from jobs.drawing import Wanted, image_seed
     from vhs.prompts import instance_prompt
 
-    settings, scope, name = config.generation, params["scope"], params["class"]
-    prompt = instance_prompt(config.dreambooth, config.measure, name)
+    settings, scope, name, source = config.generation, params["scope"], params["class"], params.get("source")
+    prompt = instance_prompt(config.dreambooth, config.measure, name, source)
+    stream = (settings.seed, scope, name) if source is None else (settings.seed, scope, name, source)
     first = params["number"] * settings.unit_images
-    return [Wanted(i, prompt, image_seed(settings.seed, scope, name, i)) for i in range(first, first + settings.unit_images)]
+    return [Wanted(i, prompt, image_seed(*stream, i)) for i in range(first, first + settings.unit_images)]
 
 
 def work(config, inputs, output) -> Shard:
     from jobs import drawing
 
-    about = {"prompted": inputs.params["class"], "generator": inputs.markers("generator")[0].path, "generated_for": inputs.params["scope"]}
-    return drawing.draw_shard(config, str(inputs.folder("generator")), config.generation, wanted(config, inputs.params), about)
+    params = inputs.params
+    about = {
+        "prompted": params["class"],
+        "source": params.get("source"),
+        "generator": inputs.markers("generator")[0].path,
+        "generated_for": params["scope"],
+    }
+    return drawing.draw_shard(config, str(inputs.folder("generator")), config.generation, wanted(config, params), about)

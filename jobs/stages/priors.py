@@ -1,32 +1,99 @@
-"""priors: class images drawn by the base model, which DreamBooth keeps in mind beside the instances. They have seen nothing of the data."""
+"""priors: class images, which DreamBooth keeps in mind beside the instances: the user's own where concepts name a folder with some, the rest drawn
+by the base model. What is drawn has seen nothing of the data; of the user's own, dreambooth refuses those of held-out patients."""
 
 from __future__ import annotations
 
 from jobs.unit import Shard, Unit
 
 NAME, FOLDER, KIND, TORCH = "priors", "priors", "parquet", True
-SCIENCE = ("view", "resolution", "threads", "base", "priors", "dreambooth.class_prompt", "dreambooth.token")
+SCIENCE = (
+    "view",
+    "resolution",
+    "threads",
+    "base",
+    "base_revision",
+    "priors",
+    "dreambooth.class_prompt",
+    "dreambooth.token",
+    "dreambooth.concepts",
+)
 AFTER = ()
 
 
 def units(run) -> list[Unit]:
-    """One unit a class, the classes sharing `priors.images`."""
+    """A class, or a concept, has a unit for the images to draw and one for the user's own, and all share `priors.images`. No source otherwise: the
+    base has no word for it."""
     from jobs import models
+    from jobs.drawing import stratum
     from vhs.measure import CLASSES
+    from vhs.prompts import concepts
 
-    base = models.fingerprint(models.base(run.config))
-    counts = [run.config.priors.images // len(CLASSES) + (c < run.config.priors.images % len(CLASSES)) for c in range(len(CLASSES))]
-    return [
-        run.unit(NAME, f"{FOLDER}/{name}/00000", {}, params={"class": name, "images": count, "base": base})
-        for name, count in zip(CLASSES, counts)
-    ]
+    base, settings = models.fingerprint(models.base(run.config)), run.config.dreambooth
+    strata = list(concepts(settings)) or [(name, None) for name in CLASSES]
+    own = run.freeze(f"{FOLDER}/own.json", lambda: _own(settings)) if any(c.class_data_dir for c in settings.concepts) else {}
+    listed = []
+    for position, (name, source) in enumerate(strata):
+        count = run.config.priors.images // len(strata) + (position < run.config.priors.images % len(strata))
+        folder, named = stratum(name, source), {"class": name} | ({} if source is None else {"source": source})
+        files = own.get(folder, [])[:count]
+        if len(files) < count:
+            listed.append(run.unit(NAME, f"{FOLDER}/{folder}/00000", {}, params={**named, "images": count - len(files), "base": base}))
+        if files:
+            listed.append(run.unit(NAME, f"{FOLDER}/{folder}/00001", {}, params={**named, "files": files}))
+    return listed
+
+
+def _own(settings) -> dict[str, list[dict[str, str]]]:
+    """Files in the concepts' class_data_dir, by folder of their class images; of equal files the first. A folder that is not there holds none."""
+    import hashlib
+    from pathlib import Path
+
+    from jobs.drawing import stratum
+    from vhs.prompts import concepts
+
+    found: dict[str, list[dict[str, str]]] = {}
+    for key, concept in concepts(settings).items():
+        folder = Path(concept.class_data_dir or "").expanduser().absolute()
+        names = sorted(folder.iterdir()) if concept.class_data_dir and folder.is_dir() else []
+        first: dict[str, str] = {}
+        for file in (name for name in names if name.is_file() and not name.name.startswith(".")):
+            first.setdefault(hashlib.sha256(file.read_bytes()).hexdigest(), str(file))
+        found[stratum(*key)] = [{"file": file, "sha256": sha256} for sha256, file in first.items()]
+    return found
 
 
 def work(config, inputs, output) -> Shard:
     from jobs import drawing, models
     from vhs.prompts import class_prompt
 
-    name, count = inputs.params["class"], inputs.params["images"]
-    prompt = class_prompt(config.dreambooth, config.measure, name)
-    wanted = [drawing.Wanted(number, prompt, drawing.image_seed(config.priors.seed, "priors", name, number)) for number in range(count)]
-    return drawing.draw_shard(config, models.base(config), config.priors, wanted, {"prompted": name})
+    name, source = inputs.params["class"], inputs.params.get("source")
+    prompt, about = class_prompt(config.dreambooth, config.measure, name, source), {"prompted": name, "source": source}
+    if "files" in inputs.params:
+        return _read_own(inputs.params["files"], config.resolution, prompt, about)
+    stream = (config.priors.seed, "priors", drawing.stratum(name, source))
+    wanted = [drawing.Wanted(number, prompt, drawing.image_seed(*stream, number)) for number in range(inputs.params["images"])]
+    return drawing.draw_shard(config, models.base(config), config.priors, wanted, about)
+
+
+def _read_own(files: list[dict[str, str]], resolution: int, prompt: str, about: dict[str, str | None]) -> Shard:
+    """The user's class images as every image of a run is stored: grey, letterboxed."""
+    import hashlib
+    from pathlib import Path
+
+    from jobs.drawing import columns_of
+    from shards.sample import Sample, sample_key
+    from vhs.radiograph import Letterbox, Unreadable, decode, encode_png
+
+    samples = []
+    for item in files:
+        data = Path(item["file"]).read_bytes()
+        if hashlib.sha256(data).hexdigest() != item["sha256"]:
+            raise ValueError(f"class image {item['file']} changed since the run began: put it back, or start a new run")
+        try:
+            image = decode(data, item["file"])
+        except Unreadable as error:
+            raise ValueError(f"{error}. It lies in a concept's class_data_dir: take it out and start a new run") from None
+        height, width = image.shape
+        samples.append(Sample(sample_key(data), {"png": encode_png(Letterbox(width, height, resolution).image(image))}))
+    numbers = list(range(len(samples)))
+    return Shard(samples, columns_of(numbers, [prompt] * len(samples), [None] * len(samples), about), {"images": len(samples)})
