@@ -27,6 +27,14 @@ class Ingest(Section):
 
     shard_images: int = Field(256, ge=1)
     source: str = "unknown"  # of images whose table has no source column
+    class_order: tuple[str, str, str] | None = None  # what 0, 1, 2 mean in a table that numbers its classes; asked for, never guessed
+    burned_in_annotation: Literal["reject", "keep"] = "reject"  # DICOM whose pixels may show who the patient is
+
+    @model_validator(mode="after")
+    def _orders_every_class(self) -> Ingest:
+        if self.class_order and sorted(self.class_order) != sorted(CLASSES):
+            raise ValueError(f"class_order names each of {', '.join(CLASSES)} once, got {', '.join(self.class_order)}")
+        return self
 
 
 class Expect(Section):

@@ -83,7 +83,7 @@ def publish(run: Run):
     for folder in sorted({unit.path.rpartition("/")[0] for unit in done if run.marker(unit.marker).shard}):
         mine = {unit.marker for unit in done}
         manifest.write_shards_txt(run.storage, folder, keep=mine.__contains__)
-    rejects = [reject for unit in done if unit.stage == "ingest" for reject in run.marker(unit.marker).facts["rejects"]]
+    rejects = [reject for unit in done if unit.stage in ("ingest", "split") for reject in run.marker(unit.marker).facts["rejects"]]
     run.storage.put("real/rejects.json", json.dumps(rejects, indent=1).encode())
     finished = {unit.identity for unit in done}
     for name in (name for name in run.storage.list("checkpoints/") if name.split("/")[1] in finished):

@@ -74,13 +74,35 @@ def ingest(
     """Only read a data folder into shards: what is used, what is rejected and why. A full run does this by itself."""
     from jobs import plan
     from jobs.config import Config
+    from vhs import sources
 
-    opened = plan.start(Config(name="ingest", view=view, data=data, resolution=resolution), out)
+    folds = {"folds": 2}  # nothing is judged here, so a test split without labels is as good as any
+    opened = plan.start(Config(name="ingest", view=view, data=data, resolution=resolution, split=folds), out)
+    console.print(f"reading {sources.layout(data)}", markup=False)
     drive(opened, only="ingest")
     for marker in (opened.marker(path) for path in opened.committed("ingest")):
         console.print(f"{marker.facts['images']} images: " + ", ".join(f"{n} {name}" for name, n in marker.facts["classes"].items()))
         for reject in marker.facts["rejects"]:
             console.print(f"[yellow]rejected[/] {escape(reject['file'])}: {escape(reject['reason'])}", soft_wrap=True)
+
+
+@app.command()
+def init(
+    data: Annotated[Path, typer.Argument(metavar="DIR", help="A data folder, or a CSV.")],
+    out: Annotated[Path, typer.Option(help="The configuration to write.")] = Path("config.yaml"),
+    view: Annotated[Optional[str], typer.Option(help="canine_lateral or human_frontal, where the key points do not tell.")] = None,
+):
+    """Look a data folder over, say what is in it, and write a configuration for it; `vhs run config.yaml` takes it."""
+    from jobs import init as beginning
+    from jobs.config import ConfigError
+
+    if out.exists():
+        raise ConfigError(f"{out} is there already: name another with --out, or remove it")
+    found = beginning.survey(data, view)
+    for line in beginning.describe(found):
+        console.print(escape(line), soft_wrap=True, highlight=False)
+    out.write_text(beginning.config(found, out.stem))
+    console.print(f"{out}: vhs run {out} --dry-run says what it would take", markup=False, soft_wrap=True)
 
 
 @app.command()

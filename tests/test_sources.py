@@ -27,7 +27,7 @@ def test_class_folders_in_any_case_and_depth_with_their_split(tmp_path):
         "Test/5.png",
     )
     found = {source.file.rpartition("/")[2]: (source.label, source.split) for source in scan(tmp_path, DOG)}
-    assert found == {"1.png": ("large", "train"), "2.JPG": ("small", "valid"), "3.dcm": ("normal", "test"), "4.tif": ("normal", None)}
+    assert found == {"1.png": ("large", "train"), "2.JPG": ("small", "valid"), "3.dcm": ("normal", "test"), "4.tif": ("normal", None), "5.png": (None, "test")}
 
 
 def test_a_table_with_points_patients_and_sources(tmp_path):
@@ -47,7 +47,7 @@ def test_a_table_with_points_patients_and_sources(tmp_path):
     ("table", "says"),
     [
         ("name,class\na.png,small\n", "needs a column `file`, has name, class"),
-        ("file,patient\na.png,ann\n", "needs `class` or the key points"),
+        ("file,patient\na.png,ann\n", "needs `class`, `VHS` or the key points"),
         ("file,A_x,A_y\na.png,1,2\n", "only A_x, A_y are there"),
         ("file,class\na.png,tiny\n", "line 2: class 'tiny'; legal: small, normal, large"),
         ("file,class\n", "no image found"),

@@ -101,7 +101,7 @@ def test_a_given_split_is_kept():
 
 def test_unknown_patients_are_their_own():
     splits = make_split(table(120, patients=False), Split())
-    assert splits.patient.equals(splits.key) and not patients_known(splits)
+    assert splits.patient.equals("group-" + splits.key) and not patients_known(splits)
     assert patients_known(make_split(table(120), Split()))
     nameless = table(60, 1, patients=False).assign(source="nameless", key=[f"n{i}" for i in range(60)])
     mixed = pd.concat([table(120).assign(source="named"), nameless])

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 CLASSES = ("small", "normal", "large")  # class index = position here, in every file this project writes
+UNKNOWN = -1  # in the place of a class index: a test image that came without a label
 
 
 def _distance(points, i: int, j: int):

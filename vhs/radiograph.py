@@ -32,14 +32,42 @@ def decode(data: bytes, name: str = "") -> np.ndarray:
     TAILS. Colour, palette and alpha fold into grey. Raises Unreadable with the reason.
     """
     label = name or "image"
+    if not data:
+        raise Unreadable(f"{label}: empty file")
     try:
-        if data[128:132] == b"DICM" or name.lower().endswith((".dcm", ".dicom")):
+        if _is_dicom(data, name):
             return _decode_dicom(data)
         return _decode_picture(data)
     except Unreadable as error:
         raise Unreadable(f"{label}: {error}") from error.__cause__
     except Exception as error:  # the decoders raise OSError, SyntaxError, struct.error, KeyError ... for damaged bytes
         raise Unreadable(f"{label}: damaged or not PNG, JPEG, TIFF or DICOM ({error.__class__.__name__}: {error})") from error
+
+
+@dataclass(frozen=True)
+class Header:
+    """What is kept of a DICOM header, and all that is: no name, date or number of a patient is ever read.
+
+    pixel_spacing_mm: in the patient (PixelSpacing, not the detector's ImagerPixelSpacing). burned_in: BurnedInAnnotation is YES, so the pixels
+    may show who it is.
+    """
+
+    pixel_spacing_mm: float | None = None
+    burned_in: bool = False
+
+
+def read_header(data: bytes, name: str = "") -> Header:
+    """The header of a file that `decode` takes; empty for other files than DICOM."""
+    if not _is_dicom(data, name):
+        return Header()
+    wanted = ["PixelSpacing", "BurnedInAnnotation"]
+    dataset = pydicom.dcmread(io.BytesIO(data), force=data[128:132] != b"DICM", stop_before_pixels=True, specific_tags=wanted)
+    spacing = dataset.get("PixelSpacing")
+    return Header(float(spacing[0]) if spacing else None, str(dataset.get("BurnedInAnnotation", "")).strip().upper() == "YES")
+
+
+def _is_dicom(data: bytes, name: str) -> bool:
+    return data[128:132] == b"DICM" or name.lower().endswith((".dcm", ".dicom"))
 
 
 def _refuse_bomb(width: int, height: int) -> None:

@@ -51,6 +51,7 @@ class Split(Section):
     seed: int = 137
     test_fraction: float = Field(0.25, gt=0, lt=1)
     inner_fraction: float = Field(0.1, gt=0, lt=0.5)  # of the training patients: schedulers and thresholds, never a reported figure
+    duplicate_bits: int = Field(24, ge=0, le=64)  # of 256: images no further apart are one image (vhs/duplicates.py has the measurements)
     folds: int = Field(0, ge=0)  # 0: test split only; k >= 2: k-fold over everything that is not test, one generator and labeller a fold
 
 

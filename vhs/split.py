@@ -1,12 +1,16 @@
 """Who trains and who is held out, drawn once.
 
-Every image belongs to a patient (a dog, a person), and a patient never straddles a split. Shares are kept within strata of class x source,
-so that no part of the data is easier or comes from another scanner than the rest. A patient counts wholly towards its most frequent
-stratum.
+Every image belongs to a patient (a dog, a person), and a patient never straddles a split. Where nobody said whose an image is, images that
+look the same (vhs/duplicates.py) are taken for one patient's, called `group-<first key>`. Images that look the same stay together in a drawn
+split whoever they are said to be of; where the data come with a split that tears them apart, the copy in training goes (`drop_copies`).
+Shares are kept within strata of class x source, so that no part of the data is easier or comes from another scanner than the rest. A patient
+counts wholly towards its most frequent stratum.
 
 A scope is one train-and-judge experiment: "split" trains on everything that is not test and is judged on test; "fold-k" trains on
 everything that is neither test nor in fold k and is judged on fold k. Within each scope a share of the training patients is the inner
 validation: it serves learning-rate schedulers and verdict thresholds, is never trained on and gives no reported figure.
+
+An image of a given test part may have no label (UNKNOWN): it is predicted, and figures come from those that have one.
 
 The table of splits has one row an image, ordered by key: key, patient, source, label, part ("train" | "test"), fold (-1: in no fold) and
 one boolean column `inner_<scope>` for each scope.
@@ -17,7 +21,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from vhs.measure import CLASSES
+from vhs.duplicates import clusters, distances
+from vhs.measure import CLASSES, UNKNOWN
 from vhs.settings import Split
 
 COLUMNS = ("key", "patient", "source", "label")
@@ -25,16 +30,16 @@ GIVEN = ("train", "valid", "test")
 
 
 def make_split(table: pd.DataFrame, settings: Split) -> pd.DataFrame:
-    """Splits of the images in `table`: key, patient (or missing), source, label (position in CLASSES), optionally split.
+    """Splits of the images in `table`: key, patient (or missing), source, label (position in CLASSES), optionally split and phash.
 
     The result depends on the rows' content and the seed, not on their order. With one image a patient, a stratum's count in every part is
     its share rounded up or down, so two folds differ by at most one. A given `split` (train | valid | test) is kept: its test images
-    are the test part, its valid images the inner validation of scope "split". Where a source names no patients, every image is its own
-    patient (its key): see `patients_known`.
+    are the test part, its valid images the inner validation of scope "split". Where a source names no patients, groups of near-duplicates
+    stand for them: see `patients_known`.
     Raises ValueError for duplicate keys, partly named patients, patients that a given split tears apart, and classes too small to be shared
     out.
     """
-    images = _checked(table, settings)
+    images = _grouped(_checked(table, settings), settings)
     patients = _patients(images)
     images["part"] = _given_part(images) if "split" in images else _draw_part(images, patients, settings)
     images["fold"] = -1
@@ -43,12 +48,37 @@ def make_split(table: pd.DataFrame, settings: Split) -> pd.DataFrame:
         _enough(pool, settings.folds, f"{settings.folds} folds")
         shares = np.full(settings.folds, 1 / settings.folds)
         fold = pd.Series(_deal(pool, shares, np.random.default_rng((settings.seed, 1))), pool.index)
-        images["fold"] = images.patient.map(fold).fillna(-1).astype(np.int64)
+        images["fold"] = images.group.map(fold).fillna(-1).astype(np.int64)
     for number, scope in enumerate(scopes(settings)):
         rng = np.random.default_rng((settings.seed, 2, number))
         images[f"inner_{scope}"] = _draw_inner(images, patients, scope, rng, settings.inner_fraction)
         _every_class(images, scope)
-    return images.drop(columns="split", errors="ignore")
+    return images.drop(columns=["split", "phash", "group"], errors="ignore")
+
+
+def drop_copies(table: pd.DataFrame, settings: Split) -> tuple[pd.DataFrame, list[dict[str, str]]]:
+    """`table` without the images that a given split shows twice, and what was dropped: [{file, reason}].
+
+    Of images that look the same, and of all those between them, only the ones in the part held out last stay: test before valid before train.
+    """
+    if "split" not in table or table["split"].isna().all() or "phash" not in table:
+        return table, []
+    images = table.sort_values("key", ignore_index=True)
+    apart = distances(images.phash.tolist())
+    cluster = clusters(apart <= settings.duplicate_bits)
+    rank = images["split"].map({name: number for number, name in enumerate(reversed(GIVEN))}).fillna(len(GIVEN)).to_numpy()
+    best = pd.Series(rank).groupby(cluster).transform("min").to_numpy()
+    rejects = []
+    for i in np.flatnonzero(rank > best):
+        kept = np.flatnonzero((cluster == cluster[i]) & (rank == best[i]))
+        j = kept[apart[i, kept].argmin()]
+        what = f"near-duplicate of {_name(images, j)} ({apart[i, j]} of 256 bits differ)"
+        rejects.append({"file": _name(images, i), "reason": f"{what}, so the {images['split'][i]} copy is dropped"})
+    return images[rank == best].reset_index(drop=True), rejects
+
+
+def _name(images: pd.DataFrame, i: int) -> str:
+    return f"{images['split'][i]}/{images.origin[i] if 'origin' in images else images.key[i]}"
 
 
 def scopes(settings: Split) -> list[str]:
@@ -73,7 +103,7 @@ def inner(splits: pd.DataFrame, scope: str) -> list[str]:
 
 def patients_known(splits: pd.DataFrame) -> bool:
     """Whether every image names its patient. If not, the independence of parts is the data's word, and a report has to say so."""
-    return not (splits.patient == splits.key).any()
+    return not splits.patient.isin("group-" + splits.key).any()
 
 
 def counts(splits: pd.DataFrame, scope: str) -> pd.DataFrame:
@@ -82,7 +112,7 @@ def counts(splits: pd.DataFrame, scope: str) -> pd.DataFrame:
     role = splits.key.map({key: name for name, keys in roles.items() for key in keys}).rename("role")
     table = splits.assign(role=role).pivot_table(index=["source", "label"], columns="role", values="key", aggfunc="count", fill_value=0)
     table = table.reindex(columns=list(roles), fill_value=0).reset_index().rename(columns={"label": "class"}).rename_axis(columns=None)
-    return table.assign(**{"class": table["class"].map(lambda label: CLASSES[label])})
+    return table.assign(**{"class": table["class"].map(lambda label: "unknown" if label == UNKNOWN else CLASSES[label])})
 
 
 def _held_out(splits: pd.DataFrame, scope: str) -> pd.Series:
@@ -103,13 +133,16 @@ def _checked(table: pd.DataFrame, settings: Split) -> pd.DataFrame:
     if settings.folds == 1:
         raise ValueError("split.folds is 1, which would hold nothing out: give 0 (test split only) or 2 and more")
     given = ["split"] if "split" in table and table["split"].notna().any() else []
-    images = table[[*COLUMNS, *given]].sort_values("key", ignore_index=True)
+    hashed = ["phash"] if "phash" in table else []
+    images = table[[*COLUMNS, *given, *hashed]].sort_values("key", ignore_index=True)
     if (repeated := images.key[images.key.duplicated()].unique()).size:
         raise ValueError(f"{repeated.size} keys occur more than once, {repeated[0]} first: one row an image, remove the copies")
     if (nowhere := images.key[images.source.isna()]).size:
         raise ValueError(f"{nowhere.size} images have no source, {nowhere.iloc[0]} first: name one, the same for all will do")
-    if (wrong := images[~images.label.isin(range(len(CLASSES)))]).size:
-        raise ValueError(f"image {wrong.key.iloc[0]} has the label {wrong.label.iloc[0]!r}; a label is 0, 1 or 2 for {', '.join(CLASSES)}")
+    unlabelled_test = (images.label == UNKNOWN) & (images["split"] == "test" if given else False)
+    if (wrong := images[~images.label.isin(range(len(CLASSES))) & ~unlabelled_test]).size:
+        legal = f"0, 1 or 2 for {', '.join(CLASSES)}, or {UNKNOWN} in a given test part"
+        raise ValueError(f"image {wrong.key.iloc[0]} has the label {wrong.label.iloc[0]!r}; a label is {legal}")
     images["label"] = images.label.astype(np.int64)
     named = images.patient.notna()
     for source, of_source in named.groupby(images.source):
@@ -118,20 +151,31 @@ def _checked(table: pd.DataFrame, settings: Split) -> pd.DataFrame:
                 f"source {source!r} names the patient of {of_source.sum()} of its {of_source.size} images (not of "
                 f"{images.key[of_source.idxmin()]}): name every patient, or none of the source's and each image counts as its own"
             )
-    images["patient"] = images.patient.astype(object).where(named, images.key).astype(str)
     return images
 
 
+def _grouped(images: pd.DataFrame, settings: Split) -> pd.DataFrame:
+    """`images` with a patient for everyone, and `group`: what must stay together, patients and near-duplicates of any patient."""
+    alike = distances(images.phash.tolist()) <= settings.duplicate_bits if "phash" in images else np.eye(len(images), dtype=bool)
+    named, cluster = images.patient.notna(), clusters(alike)
+    owner = images.patient.groupby(cluster).transform("first")  # an image without a name may be a copy of one that has a name
+    nameless = "group-" + images.key.groupby(cluster).transform("first")
+    patient = images.patient.where(named, owner).where(named | owner.notna(), nameless).astype(str)
+    codes = pd.factorize(patient)[0]
+    together = clusters(alike | (codes[:, None] == codes[None]))
+    return images.assign(patient=patient, group=patient.groupby(together).transform("min"))
+
+
 def _patients(images: pd.DataFrame) -> pd.DataFrame:
-    """One row a patient: size in images, label and stratum of its most frequent class x source (a draw goes to the first in order)."""
-    sizes = images.groupby(["patient", "source", "label"]).size().rename("images").reset_index()
-    first = sizes.sort_values(["patient", "images"], ascending=[True, False], kind="stable").drop_duplicates("patient").set_index("patient")
+    """One row a group (a patient, as a rule): size in images, label and stratum of its most frequent class x source (a draw goes to the first)."""
+    sizes = images.groupby(["group", "source", "label"]).size().rename("images").reset_index()
+    first = sizes.sort_values(["group", "images"], ascending=[True, False], kind="stable").drop_duplicates("group").set_index("group")
     stratum = first.label.astype(str) + " " + first.source.astype(str)
-    return pd.DataFrame({"size": images.groupby("patient").size(), "label": first.label, "stratum": stratum})
+    return pd.DataFrame({"size": images.groupby("group").size(), "label": first.label, "stratum": stratum})
 
 
 def _of(patients: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
-    return patients.loc[patients.index.isin(images.patient)]
+    return patients.loc[patients.index.isin(images.group)]
 
 
 def _deal(patients: pd.DataFrame, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -162,7 +206,7 @@ def _deal(patients: pd.DataFrame, shares: np.ndarray, rng: np.random.Generator) 
 def _draw_part(images: pd.DataFrame, patients: pd.DataFrame, settings: Split) -> pd.Series:
     _enough(patients, 2, "a training and a test part")
     parts = _deal(patients, np.array([settings.test_fraction, 1 - settings.test_fraction]), np.random.default_rng((settings.seed, 0)))
-    return images.patient.map(pd.Series(np.where(parts == 0, "test", "train"), patients.index))
+    return images.group.map(pd.Series(np.where(parts == 0, "test", "train"), patients.index))
 
 
 def _given_part(images: pd.DataFrame) -> pd.Series:
@@ -186,7 +230,7 @@ def _draw_inner(images: pd.DataFrame, patients: pd.DataFrame, scope: str, rng: n
     if not chosen.size:
         what = f"scope {scope} has {len(pool)} training patients, too few for an inner validation of {fraction:g}"
         raise ValueError(f"{what}: raise split.inner_fraction or add patients")
-    return images.patient.isin(chosen)
+    return images.group.isin(chosen)
 
 
 def _enough(patients: pd.DataFrame, parts: int, what: str) -> None:
@@ -197,8 +241,13 @@ def _enough(patients: pd.DataFrame, parts: int, what: str) -> None:
 
 
 def _every_class(images: pd.DataFrame, scope: str) -> None:
+    test = images.label[images.key.isin(held_out(images, scope))]
+    if scope == "split" and (test == UNKNOWN).all() and not (images.fold >= 0).any():
+        raise ValueError("no test image has a label and split.folds is 0: set split.folds=5 to report from cross-validation, or add the labels")
     for what, keys in (("held out", held_out(images, scope)), ("training", training(images, scope))):
         present = images.label[images.key.isin(keys)].unique()
+        if set(present) == {UNKNOWN}:
+            continue
         if absent := [name for label, name in enumerate(CLASSES) if label not in present]:
             raise ValueError(
                 f"scope {scope} has no {what} image of class {', '.join(absent)}: give more patients of that class, "

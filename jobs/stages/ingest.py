@@ -10,10 +10,12 @@ import hashlib
 from pathlib import Path
 
 from jobs.unit import Shard, Unit
+from vhs.sources import SourceError, scan
 
 NAME, FOLDER, KIND, TORCH = "ingest", "real", "parquet", False
 SCIENCE = ("view", "resolution", "data", "edges", "high_is_large", "phantoms", "ingest")
 AFTER = ()
+EMPTY = hashlib.sha256(b"").hexdigest()
 
 
 def units(run) -> list[Unit]:
@@ -29,15 +31,16 @@ def units(run) -> list[Unit]:
 def sources(config) -> list[dict]:
     """Every source with the sha256 of its bytes: the data's content, not only its names, is what the run is made of. SourceError for unusable data."""
     from vhs.phantom import ANATOMY
-    from vhs.sources import SourceError, scan
 
     if config.data != "phantoms":
-        found = [source.as_dict() for source in scan(Path(config.data).expanduser().absolute(), config.measure)]
-        first: dict[str, str] = {}
+        found = [source.as_dict() for source in scan(Path(config.data).expanduser().absolute(), config.measure, config.ingest.class_order)]
         for source in found:
             file = Path(source["file"])
-            source["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
-            source["copy_of"] = first.setdefault(source["sha256"] or source["file"], source["file"])
+            source["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() and not source["reject"] else None
+            if source["sha256"] == EMPTY:
+                source["reject"] = "empty file"
+        _reject_copies(found)
+        _refuse_unlabelled_test(found, config)
         return found
     if config.view not in ANATOMY:
         raise SourceError(f"data = 'phantoms': they are drawn for {', '.join(ANATOMY)}, not for {config.view}: give a folder or a CSV")
@@ -54,24 +57,54 @@ def sources(config) -> list[dict]:
     ]
 
 
+def _reject_copies(found: list[dict]):
+    """Of files with the same bytes one stays: of the part held out last, a test image before a valid one before a training one, so that the copy
+    that goes is never the reported one; then the one that knows most."""
+
+    def worth(source: dict) -> tuple:
+        part = {"test": 0, "valid": 1}.get(source["split"], 2)
+        return part, source["points"] is None, source["index"] is None, source["label"] is None, source["file"]
+
+    first: dict[str, dict] = {}
+    for source in sorted((source for source in found if not source["reject"] and source["sha256"]), key=worth):
+        kept = first.setdefault(source["sha256"], source)
+        if kept is not source:
+            across = f" ({kept['split']}), so the {source['split']} copy is dropped" if kept["split"] != source["split"] else ""
+            source["reject"] = f"the same bytes as {kept['file']}{across}"
+
+
+def _refuse_unlabelled_test(found: list[dict], config):
+    """A test split without labels says nothing of accuracy: then folds have to, and one who asks for none hears it before anything is made."""
+    test = [source for source in found if source["split"] == "test" and not source["reject"]]
+    known = [source for source in test if source["points"] or source["label"] or source["index"] is not None]
+    if test and not known and not config.split.folds:
+        raise SourceError(
+            f"none of the {len(test)} test images of {config.data} has a label and split.folds is 0, so no accuracy could be reported: "
+            "set split.folds=5 (or another number from 2) to have it from cross-validation, or add the labels"
+        )
+
+
 def work(config, inputs, output) -> Shard:
     import numpy as np
     import pyarrow as pa
 
     from shards.sample import Sample, sample_key
-    from vhs.measure import CLASSES
+    from vhs.duplicates import perceptual_hash
+    from vhs.measure import CLASSES, UNKNOWN
     from vhs.radiograph import Letterbox, encode_png
+    from vhs.sources.label import Unusable, settle
 
     view, samples, rows, rejects = config.measure, [], [], []
     for source in inputs.params["sources"]:
         try:
-            data, image, points = _read(source, config)
-            label, index = _label(source, points, view, image.shape)
-        except Rejected as reason:
+            data, image, points, spacing = _read(source, config)
+            label, index = settle(source, points, view, image.shape)
+        except (Rejected, Unusable) as reason:
             rejects.append({"file": source["file"], "reason": str(reason)})
             continue
         key, (height, width) = sample_key(data), image.shape
-        samples.append(Sample(key, {"png": encode_png(Letterbox(width, height, config.resolution).image(image))}))
+        stored = Letterbox(width, height, config.resolution).image(image)
+        samples.append(Sample(key, {"png": encode_png(stored)}))
         rows.append(
             {
                 "origin": Path(source["file"]).name,
@@ -83,10 +116,13 @@ def work(config, inputs, output) -> Shard:
                 "width": width,
                 "height": height,
                 "split": source.get("split"),
+                "pixel_spacing_mm": spacing,
+                "phash": perceptual_hash(stored),
             }
         )
     columns = pa.Table.from_pylist(rows, schema=_schema())
     counts = {name: sum(row["label"] == number for row in rows) for number, name in enumerate(CLASSES)}
+    counts |= {"unknown": unknown} if (unknown := sum(row["label"] == UNKNOWN for row in rows)) else {}
     return Shard(samples, columns, {"images": len(rows), "classes": counts, "rejects": rejects})
 
 
@@ -108,13 +144,15 @@ def _schema():
             ("width", pa.int64()),
             ("height", pa.int64()),
             ("split", pa.string()),
+            ("pixel_spacing_mm", pa.float64()),
+            ("phash", pa.string()),
         ]
     )
 
 
 def _read(source: dict, config):
-    """-> (source bytes, grey image uint8 [H, W], key points [K, 2] in its pixels or None)."""
-    from vhs.radiograph import Unreadable, decode, encode_png
+    """-> (source bytes, grey image uint8 [H, W], key points [K, 2] in its pixels or None, mm a pixel or None)."""
+    from vhs.radiograph import Unreadable, decode, encode_png, read_header
 
     if "phantom" in source:
         from vhs.phantom import draw
@@ -122,35 +160,17 @@ def _read(source: dict, config):
         phantom = draw(
             config.view, config.phantoms.style, source["phantom"], size_px=config.phantoms.size_px, prior=config.phantoms.class_prior
         )
-        return encode_png(phantom.image), phantom.image, phantom.points
-    if source["copy_of"] != source["file"]:
-        raise Rejected(f"the same bytes as {source['copy_of']}")
-    if source["sha256"] is None:
-        raise Rejected("no such file")
+        return encode_png(phantom.image), phantom.image, phantom.points, None
+    if source["reject"]:
+        raise Rejected(source["reject"])
     data = Path(source["file"]).read_bytes()  # a file that was there and cannot be read now fails the unit: it may be back tomorrow
     if hashlib.sha256(data).hexdigest() != source["sha256"]:
         raise ValueError(f"{source['file']} changed since the run began: put it back, or start a new run with the new data")
+    name = Path(source["file"]).name
     try:
-        return data, decode(data, source["file"]), source["points"]
+        image, header = decode(data, name), read_header(data, name)
     except Unreadable as error:
-        raise Rejected(str(error)) from None
-
-
-def _label(source: dict, points, view, shape) -> tuple[int, float]:
-    """Class and index of an image: measured where there are key points, given otherwise."""
-    import numpy as np
-
-    from vhs.measure import CLASSES
-
-    if points is None:
-        if source["label"] is None:
-            raise Rejected("neither a class nor a full set of key points")
-        return CLASSES.index(source["label"]), float("nan")
-    points = np.asarray(points, np.float64)
-    height, width = shape
-    if not np.isfinite(points).all() or (points < -0.5).any() or (points[:, 0] > width - 0.5).any() or (points[:, 1] > height - 0.5).any():
-        raise Rejected(f"key points outside the image of {width} x {height} pixels")
-    index = float(view.measure(points))
-    if not np.isfinite(index):
-        raise Rejected(f"{view.index} cannot be measured: two key points coincide")
-    return int(view.classify(index)), index
+        raise Rejected(str(error).removeprefix(f"{name}: ")) from None
+    if header.burned_in and config.ingest.burned_in_annotation == "reject":
+        raise Rejected("BurnedInAnnotation is YES: the pixels may name the patient (ingest.burned_in_annotation=keep uses it)")
+    return data, image, source["points"], header.pixel_spacing_mm

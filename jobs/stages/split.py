@@ -16,8 +16,10 @@ def units(run) -> list[Unit]:
 def work(config, inputs, output) -> Table:
     import pyarrow as pa
 
-    from vhs.split import counts, make_split, patients_known, scopes
+    from vhs.split import counts, drop_copies, make_split, patients_known, scopes
 
-    splits = make_split(inputs.samples("real"), config.split)
+    images, rejects = drop_copies(inputs.samples("real"), config.split)
+    splits = make_split(images, config.split)
     sizes = {scope: counts(splits, scope).to_dict("records") for scope in scopes(config.split)}
-    return Table(pa.Table.from_pandas(splits, preserve_index=False), {"patients_known": patients_known(splits), "counts": sizes})
+    facts = {"patients_known": patients_known(splits), "groups": int(splits.patient.nunique()), "counts": sizes, "rejects": rejects}
+    return Table(pa.Table.from_pandas(splits, preserve_index=False), facts)

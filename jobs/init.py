@@ -1,0 +1,118 @@
+"""`vhs init`: what a data folder holds, what is likely to go wrong with it, and a configuration that runs on it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.config import ConfigError
+from vhs import sources
+from vhs.measure import CLASSES, VIEWS, View
+from vhs.sources import Source
+
+FEW = 600  # labelled images; with fewer, folds say more than one test split (the interval of 150 test images is +- 7 points)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What `scan` found in `data`, sources sorted by file."""
+
+    data: Path
+    layout: str
+    view: View
+    sources: list[Source]
+
+    @property
+    def usable(self) -> list[Source]:
+        return [source for source in self.sources if not source.reject]
+
+    @property
+    def labelled(self) -> list[Source]:
+        return [source for source in self.usable if source.points or source.label or source.index is not None]
+
+    @property
+    def pointed(self) -> int:
+        return sum(source.points is not None for source in self.usable)
+
+    @property
+    def blind_test(self) -> bool:
+        """Whether there is a test split and none of it has a label."""
+        test = [source for source in self.usable if source.split == "test"]
+        return bool(test) and not any(source.split == "test" for source in self.labelled)
+
+
+def survey(data: Path, view: str | None) -> Survey:
+    """Look `data` over. The view is the one whose key points are there, else `view`; ConfigError where neither says."""
+    layout, name = sources.layout(data), view or _guess(data)
+    if name not in VIEWS:
+        raise ConfigError(f"{data} ({layout}) has no key points that tell the view: say --view {' or --view '.join(VIEWS)}")
+    return Survey(data, layout, VIEWS[name], sources.scan(data, VIEWS[name]))
+
+
+def _guess(data: Path) -> str | None:
+    """The view whose key points `data` holds."""
+    for view in VIEWS.values():
+        try:
+            if any(source.points for source in sources.scan(data, view)):
+                return view.name
+        except sources.SourceError:
+            continue  # a table that lacks this view's points says so
+    return None
+
+
+def describe(found: Survey) -> list[str]:
+    """What was found, a line each."""
+    view, usable = found.view, found.usable
+    splits = Counter(source.split or "none given" for source in usable)
+    blind = Counter(source.split or "none given" for source in usable if source not in found.labelled)
+    classes = Counter(_class(source, view) for source in found.labelled)
+    named = sum(source.patient is not None for source in usable)
+    lines = [
+        f"layout    {found.layout}",
+        f"view      {view.name}, {view.index} from {len(view.points)} key points",
+        f"images    {len(usable)} usable, {found.pointed} with key points",
+        "split     "
+        + ", ".join(f"{name} {n}" + (f" ({name} {blind[name]} without a label)" if blind[name] else "") for name, n in splits.items()),
+        "classes   " + ", ".join(f"{classes[name]} {name}" for name in CLASSES),
+        "sources   " + ", ".join(f"{n} {name}" for name, n in Counter(source.source or "unknown" for source in usable).items()),
+        f"patients  {'known' if named == len(usable) else 'unknown: near-duplicates will be kept together, nothing more can be done'}",
+    ]
+    return lines + [f"problem   {problem}" for problem in problems(found, classes)]
+
+
+def problems(found: Survey, classes: Counter) -> list[str]:
+    """What a person should look at before running."""
+    said = [
+        f"{n} x {reason}" for reason, n in Counter(source.reject.partition(":")[0] for source in found.sources if source.reject).items()
+    ]
+    if not found.pointed:
+        said.append("no key points: generated images cannot be measured by a labeller of this data; label_by hand, prompt or teacher")
+    if found.blind_test:
+        said.append("the test split has no labels: figures come from the folds")
+    said += [f"only {classes[name]} images of class {name}" for name in CLASSES if classes[name] < 30]
+    return said
+
+
+def _class(source: Source, view: View) -> str:
+    if source.points is None and source.index is None:
+        return source.label
+    import numpy as np
+
+    return CLASSES[int(view.classify(view.measure(np.asarray(source.points, float)) if source.points else source.index))]
+
+
+def config(found: Survey, name: str) -> str:
+    """YAML of a configuration for this data; everything it does not name has its default (vhs/settings.py)."""
+    folds = 5 if found.blind_test or len(found.labelled) < FEW else 0
+    lines = [
+        f"# {len(found.usable)} images of {found.data}: {found.layout}. Written by `vhs init`; what is not named has its default.",
+        f"name: {name}",
+        f"view: {found.view.name}",
+        "resolution: 512  # pixels a side; 128 with the small base that travels with vhs",
+        f"data: {found.data.resolve()}",
+        f"split: {{folds: {folds}}}" + ("  # 0: the test split alone" if folds else "  # 5: cross-validated too, at five times the cost"),
+    ]
+    if not found.pointed:
+        lines.append("label_by: prompt  # no key points to measure by: hand | prompt | teacher")
+    return "\n".join(lines) + "\n"
