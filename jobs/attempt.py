@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import pandas as pd
 from jobs import world
 from jobs.claim import Claim, dead, machine, overtaken, owner
 from jobs.config import Config
+from jobs.cost import Meter
 from jobs.logbook import Logbook
 from jobs.unit import Marker, Unit, commit, digest, read_marker
 from shards import crash, manifest
@@ -107,44 +107,46 @@ def attempt(url: str, config: Config, unit: Unit, watch: Watch | None = None) ->
     with claim:
         if storage.exists(unit.marker):  # finished and its claim dropped between our listing and our claim
             return "done"
+        meter = Meter()
         try:
             if unit.ranks > 1:
-                world.launch(unit.ranks, _rank, url, config, unit, claim.attempt)
+                committed = world.launch(unit.ranks, _rank, url, config, unit, claim.attempt)
             else:
-                _work(storage, config, unit, claim, watch)
+                committed = _work(storage, config, unit, claim, watch)
         except Exception:
             if overtaken(storage, unit.identity, claim.attempt):
                 return "busy"
             storage.put(f"state/failures/{unit.identity}.txt", f"{unit.stage} {unit.path}\n{traceback.format_exc()}".encode())
             raise
+        if committed:
+            about = {**owner(), "stage": unit.stage, "unit": unit.path, **meter.read(unit.ranks)}
+            storage.put(f"state/done/{unit.identity}.json", json.dumps(about).encode())
         for name in [*storage.list(f"checkpoints/{unit.identity}/"), f"state/failures/{unit.identity}.txt"]:
             storage.delete(name)
     return "done"
 
 
-def _rank(url: str, config: Config, unit: Unit, number: int):
+def _rank(url: str, config: Config, unit: Unit, number: int) -> bool:
     """One of several ranks: the claim is its parent's, whose heart beats; this process only looks whether it still holds."""
     storage = open_storage(url)
-    _work(storage, config, unit, Claim(storage, unit.identity, number, config.execution.heartbeat_s, beating=False), None)
+    return _work(storage, config, unit, Claim(storage, unit.identity, number, config.execution.heartbeat_s, beating=False), None)
 
 
-def _work(storage: Storage, config: Config, unit: Unit, claim: Claim, watch: Watch | None):
-    """One rank's part of a unit; rank 0 commits. Everything random in it is seeded by the unit, so a second attempt makes the same product."""
+def _work(storage: Storage, config: Config, unit: Unit, claim: Claim, watch: Watch | None) -> bool:
+    """One rank's part of a unit; rank 0 commits -> whether this call did. Everything random in it is seeded by the unit, so a second attempt makes
+    the same product."""
     from jobs.stages import BY_NAME
 
     stage = BY_NAME[unit.stage]
     if stage.TORCH:
         world.set_numerics(config.threads)
-    scratch, began = _scratch(storage, config, unit), time.monotonic()
-    logbook = Logbook(storage, unit, config.execution.tensorboard)
+    scratch, logbook = _scratch(storage, config, unit), Logbook(storage, unit, config.execution.tensorboard)
     try:
         output = Output(scratch / "out", Progress(storage, unit, config, claim, scratch, watch, logbook), logbook)
         output.folder.mkdir()
         product = stage.work(config, Inputs(storage, unit), output)
         claim.check()
-        if world.rank() == 0 and commit(storage, unit, product, output.folder):
-            about = {**owner(), "stage": unit.stage, "unit": unit.path, "seconds": round(time.monotonic() - began, 3)}
-            storage.put(f"state/done/{unit.identity}.json", json.dumps(about).encode())
+        return world.rank() == 0 and commit(storage, unit, product, output.folder)
     finally:
         logbook.close()
         shutil.rmtree(scratch, ignore_errors=True)

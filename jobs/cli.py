@@ -56,6 +56,7 @@ def run(
         plan.read_plan(reuse)
     opened = plan.start(settings, out)
     drive(opened, reuse=reuse)
+    _costs(opened)
     _verdict(opened)
 
 
@@ -89,6 +90,7 @@ def status(run: RunArgument):
         running = ", ".join(f"{path} {beat['step']}/{beat['total']}" if "step" in beat else path for path, beat in row.running)
         grid.add_row(row.name, "" if row.total is None else f"{row.done} of {row.total}", running, ", ".join(row.failed))
     Console().print(grid)
+    _costs(opened)
     for scope, counts in generation(opened).items():
         Console().print(
             f"generated for {scope}: {counts['accepted']} of {counts['produced']} accepted ({counts['accepted'] / max(1, counts['produced']):.0%}), "
@@ -165,6 +167,22 @@ def _dry_run(settings, out: str):
         console.print(f"would go on with {left[0]}: {len(left[1])} units" if left else "complete: nothing would be done")
     else:
         console.print(f"a new run: would begin with ingest, {len(plan.Run(out, settings, read_only=True).sources)} sources")
+
+
+def _costs(opened):
+    """Core-seconds of every stage, as far as they are recorded, and of each accepted image."""
+    from jobs import status
+
+    if not (stages := status.costs(opened)):
+        return
+    grid = Grid("stage", "units", "core-seconds", "seconds", "peak GB", title="what it took")
+    for cost in stages:
+        grid.add_row(cost.stage, str(cost.units), f"{cost.core_seconds:.1f}", f"{cost.seconds:.1f}", f"{cost.peak_gb:.2f}")
+    total = [sum(cost.core_seconds for cost in stages), sum(cost.seconds for cost in stages), max(cost.peak_gb for cost in stages)]
+    grid.add_row("all", str(sum(cost.units for cost in stages)), f"{total[0]:.1f}", f"{total[1]:.1f}", f"{total[2]:.2f}")
+    Console().print(grid)
+    if each := status.per_accepted(opened):
+        Console().print(f"an accepted image cost {each:.2f} core-seconds of drawing and measuring")
 
 
 def _verdict(opened):

@@ -44,6 +44,38 @@ def _beats(run: Run, identity: str) -> list[dict]:
         return []
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What a stage's finished units took, as far as it was recorded: units taken over from another run cost nothing here."""
+
+    stage: str
+    units: int
+    core_seconds: float
+    seconds: float  # of all units one after the other
+    peak_gb: float  # of the largest process
+
+
+def costs(run: Run) -> list[Cost]:
+    """The cost of every stage that has one, in order."""
+    found = []
+    for stage, units in run.named():
+        names = [f"state/done/{unit.identity}.json" for unit in units]
+        records = [json.loads(run.storage.read(name)) for name in names if name in run.names]
+        if records := [record for record in records if "core_seconds" in record]:
+            found.append(Cost(stage, len(records), *(sum(r[key] for r in records) for key in ("core_seconds", "seconds")), max(r["peak_gb"] for r in records)))
+    return found
+
+
+def per_accepted(run: Run) -> float | None:
+    """Core-seconds of drawing and measuring for each accepted image; None where a part of them is not recorded, or none was accepted."""
+    units = {stage: units for stage, units in run.named() if stage in ("generate", "label")}
+    spent = [cost for cost in costs(run) if cost.stage in units]
+    accepted = sum(counts["accepted"] for counts in generation(run).values())
+    if not accepted or [cost.units for cost in spent] != [sum(map(run.done, of)) for of in units.values()]:
+        return None
+    return sum(cost.core_seconds for cost in spent) / accepted
+
+
 def generation(run: Run) -> dict[str, dict[str, int]]:
     """scope -> {"produced", "accepted", and accepted of each class}, from the committed labels."""
     table: dict[str, dict[str, int]] = {}

@@ -95,7 +95,8 @@ def accelerator(wanted: str, mixed_precision: str = "no"):
 
 
 def launch(ranks: int, function: Callable, *arguments):
-    """Run `function(*arguments)` in `ranks` processes of this machine that know each other; an error in one ends all and is raised here."""
+    """Run `function(*arguments)` in `ranks` processes of this machine that know each other -> what it returned on rank 0; an error in one ends all
+    and is raised here."""
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -111,7 +112,7 @@ def launch(ranks: int, function: Callable, *arguments):
         local_addr="localhost",
     )
     try:
-        elastic_launch(config, _as_rank)(os.getpid(), function, *arguments)
+        return elastic_launch(config, _as_rank)(os.getpid(), function, *arguments)[0]
     except ChildFailedError as error:
         first, failure = error.get_first_failure()
         message = failure.message["message"] if isinstance(failure.message, dict) else failure.message
@@ -123,7 +124,7 @@ def _as_rank(parent: int, function: Callable, *arguments):
     from torch.distributed.elastic.multiprocessing.errors import record
 
     end_with(parent)
-    record(function)(*arguments)
+    return record(function)(*arguments)
 
 
 def end_with(parent: int):

@@ -33,7 +33,7 @@ def test_an_execution_key_may_change(reference, tmp_path):
     for marker in [name for name in markers(run) if name.startswith(("predictions/", "report"))]:
         (run / marker).unlink()
     printed = vhs("run", "debug/demo", "execution.checkpoint_steps=3", "execution.workers=2", "--out", run)
-    assert "evaluate" in printed and "train" not in printed
+    assert "evaluate: " in printed and "train: " not in printed
     assert committed(run) == committed(reference)
 
 

@@ -159,6 +159,19 @@ def test_status_counts_every_unit(reference):
     assert sum(int(done) for done, _ in counts) == len(markers(reference))
 
 
+def test_what_every_stage_cost_is_said(reference):
+    from jobs.status import costs, per_accepted
+
+    run = reopen(str(reference), read_only=True)
+    spent = {cost.stage: cost for cost in costs(run)}
+    assert sum(cost.units for cost in spent.values()) == len(markers(reference))
+    assert all(cost.core_seconds > 0 and cost.seconds > 0 and 0.05 < cost.peak_gb < 8 for cost in spent.values() if cost.stage != "split")
+    accepted = json.loads((reference / "report" / "summary.json").read_text())["generated"]["accepted"]
+    assert per_accepted(run) == pytest.approx((spent["generate"].core_seconds + spent["label"].core_seconds) / accepted)
+    printed = vhs("status", reference)
+    assert "core-seconds" in printed and f"{spent['dreambooth'].core_seconds:.1f}" in printed and "an accepted image cost" in printed
+
+
 def test_a_stage_alone_stops_after_it(tmp_path):
     run = tmp_path / "run"
     vhs("run", "debug/demo", "--out", run, environment={"VHS_CRASH_AT": "training-step:1"}, code=-9)
