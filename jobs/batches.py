@@ -62,10 +62,11 @@ class Epochs:
 
         from vhs.radiograph import decode_png
 
-        for indices, weights, total, data in reader.stream(
-            self._shards, self._order(epoch), self._batch, world.rank(), world.size(), start, workers=1
+        place = (world.rank(), world.size(), start)
+        for indices, weights, total, images in reader.stream(
+            self._shards, self._order(epoch), self._batch, *place, workers=1, decode=decode_png
         ):
-            images = torch.from_numpy(np.stack([decode_png(item) for item in data]))[:, None]
+            images = torch.from_numpy(np.stack(images))[:, None]
             batch = {name: tensor[torch.from_numpy(indices)] for name, tensor in self._tensors.items()}
             if self._prompts is not None:
                 batch["prompt"] = self._prompts[indices].tolist()

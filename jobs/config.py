@@ -15,7 +15,7 @@ from vhs.measure import CLASSES, VIEWS, View
 from vhs.prompts import class_prompt, concepts, instance_prompt, names_source
 from vhs.settings import Classifier, DreamBooth, Generation, Labeller, Phantoms, Priors, Section, Split, ViewName
 
-Arm = Literal["real", "real-matched", "mixed", "measure"]
+Arm = Literal["real", "real-matched", "mixed", "pretrain", "measure"]
 
 
 class ConfigError(Exception):
@@ -70,7 +70,7 @@ class Config(Section):
     high_is_large: bool | None = None  # true: an index equal to the upper edge is large; null: as the view has it
     base: str = "packaged"  # packaged | a diffusers folder | a hub id of Stable Diffusion 1.x / 2.x
     base_revision: str | None = Field(None, pattern="^[0-9a-f]{40}$")  # the commit of a hub id
-    arms: tuple[Arm, ...] = get_args(Arm)
+    arms: tuple[Arm, ...] = ("real", "real-matched", "mixed", "measure")  # pretrain: one training more
     seeds: tuple[int, ...] = (0,)  # of classifier training; one classifier an arm, scope and seed
     phantoms: Phantoms = Phantoms()
     ingest: Ingest = Ingest()

@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -108,12 +109,16 @@ class ShardReader:
 
 
 def stream(
-    reader: ShardReader, order: np.ndarray, batch: int, rank: int, world: int, start: int = 0, workers: int = 0, read_ahead: int = 2
-) -> Iterator[tuple[np.ndarray, np.ndarray, int, list[bytes]]]:
-    """`batches` with their image bytes: (indices, weights, total, bytes). `workers` threads read `read_ahead` batches ahead; 0: none."""
+    reader: ShardReader, order: np.ndarray, batch: int, rank: int, world: int, start: int = 0, workers: int = 0, read_ahead: int = 2,
+    decode: Callable[[bytes], Any] = bytes,
+) -> Iterator[tuple[np.ndarray, np.ndarray, int, list]]:  # fmt: skip
+    """`batches` with their images: (indices, weights, total, what `decode` makes of each image's bytes).
 
-    def fetch(indices: np.ndarray) -> list[bytes]:
-        return [reader.read(i) for i in indices]
+    `workers` threads read and decode `read_ahead` batches ahead, while the caller computes; 0: none.
+    """
+
+    def fetch(indices: np.ndarray) -> list:
+        return [decode(reader.read(i)) for i in indices]
 
     own = batches(order, batch, rank, world, start)
     if workers == 0:

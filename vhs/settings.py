@@ -157,14 +157,14 @@ class Generation(Section):
 
 
 class Classifier(Section):
-    """The timm classifier and how every arm trains it. Study: unfreeze 3, schedule plateau, randaugment 9, and the defaults where they say nothing."""
+    """The timm classifier and how every arm trains it. Study: unfreeze 3, plateau, randaugment 9; else as here."""
 
     model: str = "tf_efficientnet_b7"  # any timm model, with a tag if wanted: tf_efficientnet_b7.ns_jft_in1k
     weights: str = "imagenet"  # imagenet (those of the model's timm tag) | scratch | a folder holding model.safetensors
     size_px: int = Field(600, ge=32)
     head_hidden: int = Field(7, ge=0)  # hidden Linear + ReLU layers before the last one (study: "7 Linear Layers")
     drop_rate: float = Field(0.5, ge=0, lt=1)
-    unfreeze: Literal["all"] | NonNegativeInt = "all"  # or the number of last stages (timm's grouping) that train with the head; 0: head alone
+    unfreeze: Literal["all"] | NonNegativeInt = "all"  # or how many last stages (timm's grouping) train with the head
     epochs: int = Field(30, ge=1)  # over the arm's own images; real-matched and pretrain take mixed's steps
     batch: int = Field(16, ge=1)  # global
     ranks: int = Field(1, ge=1)
@@ -172,7 +172,7 @@ class Classifier(Section):
     schedule: Literal["cosine", "plateau"] = "cosine"  # plateau: ReduceLROnPlateau on the inner validation's loss, looked at every epoch
     plateau_patience: int = Field(5, ge=0)  # epochs without a better loss before the rate falls
     plateau_factor: float = Field(0.1, gt=0, lt=1)
-    keep: Literal["last", "best_inner"] = "last"  # the weights that are kept; best_inner: those of the epoch with the least inner validation loss
+    keep: Literal["last", "best_inner"] = "last"  # the last weights, or those of the least inner validation loss
     weight_decay: float = Field(0.01, ge=0)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     class_weights: Literal["none", "balanced"] = "none"  # of the loss; balanced: the inverse of the class counts that the arm draws
@@ -184,7 +184,7 @@ class Classifier(Section):
     shift: float = Field(0.05, ge=0, lt=0.5)  # of the image side
     flip: bool = True
     gamma: float = Field(0.2, ge=0, lt=1)  # exponent drawn in [1 - gamma, 1 / (1 - gamma)]
-    randaugment: int = Field(0, ge=0, le=10)  # magnitude on the paper's scale; 0: off (vhs/augmentation.py lists what is left for grey images)
+    randaugment: int = Field(0, ge=0, le=10)  # magnitude; 0: off (vhs/augmentation.py says what is left for grey)
     randaugment_ops: int = Field(2, ge=1)  # operations an image, each taken with probability 1/2 as timm does
 
 

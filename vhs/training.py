@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -21,10 +21,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from vhs import checkpoint
+from vhs.curve import Curve
 
 Batches = Callable[[int, int], Iterator[dict]]  # (epoch, start) -> this rank's batches of `epoch` from global batch number `start` on
 Augment = Callable[[torch.Tensor, torch.Tensor | None, torch.Generator], tuple[torch.Tensor, torch.Tensor | None]]
 Loss = Callable[[nn.Module, dict, torch.Generator], torch.Tensor]  # -> one loss a sample [b]
+Validate = Callable[[nn.Module], dict[str, float]]  # -> figures, `validation_loss` among them; the same on every rank
 
 
 def seed_of(*numbers: int) -> int:
@@ -45,19 +47,30 @@ def learning_rate_at(step: int, steps: int, peak: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def cross_entropy(label_smoothing: float = 0.0) -> Loss:
-    """The classifier's loss; labels are positions in measure.CLASSES."""
+def cross_entropy(label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None) -> Loss:
+    """The classifier's loss; labels are positions in measure.CLASSES.
+
+    `class_weights` multiply each sample's loss. They are not normalised by the batch's own weights (as torch's `weight` would be): a step's
+    gradient stays a mean over the global batch, however that is spread over ranks. See `balanced_weights`.
+    """
 
     def loss(model: nn.Module, batch: dict, draw: torch.Generator) -> torch.Tensor:
-        return F.cross_entropy(model(batch["image"]), batch["label"], reduction="none", label_smoothing=label_smoothing)
+        each = F.cross_entropy(model(batch["image"]), batch["label"], reduction="none", label_smoothing=label_smoothing)
+        return each if class_weights is None else each * each.new_tensor(class_weights)[batch["label"]]
 
     return loss
 
 
+def balanced_weights(counts: Sequence[int]) -> list[float]:
+    """One weight a class, inverse to its `counts` of samples drawn: classes weigh the same, a sample 1 on average. Absent classes: 0."""
+    present = sum(count > 0 for count in counts)
+    return [sum(counts) / (present * count) if count else 0.0 for count in map(int, counts)]
+
+
 def _optimizer(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
-    """Decay shrinks weights that multiply, not biases and norms (as timm and big_vision do)."""
+    """Decay shrinks weights that multiply, not biases and norms (as timm and big_vision do). Frozen parameters are left out."""
     matrices, rest = [], []
-    for parameter in model.parameters():
+    for parameter in filter(lambda parameter: parameter.requires_grad, model.parameters()):
         (matrices if parameter.ndim > 1 else rest).append(parameter)
     return torch.optim.AdamW([{"params": matrices, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}], lr=learning_rate)
 
@@ -84,42 +97,54 @@ def _prepared(batch: dict, augment: Augment | None, draw: torch.Generator, devic
 def fit(
     model: nn.Module, loss: Loss, batches: Batches, *, steps: int, steps_per_epoch: int, learning_rate: float, weight_decay: float,
     accelerator: Accelerator, progress: checkpoint.Progress, seed: int, augment: Augment | None = None, size_px: int | None = None,
-    max_grad_norm: float = 1.0,
+    max_grad_norm: float = 1.0, curve: Curve | None = None, validate: Validate | None = None, plateau: dict | None = None,
+    keep_best: bool = False,
 ) -> nn.Module:  # fmt: skip
-    """Train `model` for `steps` optimizer steps of AdamW, cosine schedule, and return it unwrapped, in eval mode, equal on every rank.
+    """Train `model` for `steps` optimizer steps of AdamW and return it unwrapped, in eval mode, equal on every rank.
 
     A batch holds image uint8 [b, 1, S, S], what `loss` needs (label int64 [b], points float32 [b, K, 2]), weight float32 [b] (0 = padding
     of a rank that ran out) and total, the number of real samples in the global batch. `augment(images, points, generator)` changes images
     and points together, after they were resized to `size_px` (None: as they come). Every rank must be given the same number of batches;
     ValueError when an epoch has fewer than `steps_per_epoch`.
+
+    `validate` looks at the model after every epoch and after the last step. The learning rate follows a cosine (`learning_rate_at`), or
+    with `plateau` (patience, factor: torch's ReduceLROnPlateau) stays until `validation_loss` stops falling; `keep_best` returns the
+    weights of the epoch that had the least. `curve` takes down the figures: a global batch's mean loss, the learning rate, what `validate` says.
     """
     model, optimizer = accelerator.prepare(model, _optimizer(model, learning_rate, weight_decay))
-    plain = accelerator.unwrap_model(model)
-    done = _restore(plain, optimizer, accelerator, progress.resume())
+    plain, curve = accelerator.unwrap_model(model), curve or Curve(steps)
+    judge = _Judge(validate, optimizer, plateau, keep_best)
+    parts = {"model": plain, "optimizer": optimizer, "curve": curve, "judge": judge}
+    parts |= {"scaler": accelerator.scaler} if accelerator.scaler else {}
+    done = _restore(parts, progress.resume())
 
     def capture() -> dict:
-        scaler = {"scaler": accelerator.scaler.state_dict()} if accelerator.scaler else {}
-        return copy.deepcopy({"step": done, "model": plain.state_dict(), "optimizer": optimizer.state_dict()} | scaler)
+        return copy.deepcopy({"step": done, **{name: part.state_dict() for name, part in parts.items()}})
 
     model.train()
     while done < steps:
         epoch, start = divmod(done, steps_per_epoch)
         wanted = min(steps_per_epoch * (epoch + 1), steps)
         for batch in itertools.islice(batches(epoch, start), wanted - done):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate_at(done, steps, learning_rate)
+            if plateau is None:
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate_at(done, steps, learning_rate)
             draw = generator(seed, done, accelerator.process_index)
             batch = _prepared(batch, augment, draw, accelerator.device, size_px)
-            value = _step(model, optimizer, loss, batch, draw, accelerator, max_grad_norm)
+            figures = {"learning_rate": optimizer.param_groups[0]["lr"]}
+            figures["loss"] = _step(model, optimizer, loss, batch, draw, accelerator, max_grad_norm)
             done += 1
-            if not math.isfinite(value):
-                raise FloatingPointError(f"the loss became {value} at step {done} of {steps}: lower the learning rate of {learning_rate:g}")
-            progress.step(done, steps, {"loss": value, "learning_rate": optimizer.param_groups[0]["lr"]}, capture)
+            if not math.isfinite(figures["loss"]):
+                what = f"the loss became {figures['loss']} at step {done} of {steps}"
+                raise FloatingPointError(f"{what}: lower the learning rate of {learning_rate:g}")
+            curve.add(done, figures, judge(plain) if done == wanted else {})
+            progress.step(done, steps, figures, capture)
         if done < wanted:
             raise ValueError(f"epoch {epoch} ended at batch {done % steps_per_epoch} of its {steps_per_epoch}: steps_per_epoch is wrong")
 
-    for buffer in plain.buffers():  # batch-norm statistics are each rank's own; one model leaves
-        buffer.copy_(broadcast(buffer.clone(), from_process=0))
+    _share_buffers(plain)
+    if judge.best is not None:
+        plain.load_state_dict(judge.best)
     return plain.eval()
 
 
@@ -127,7 +152,7 @@ def _step(
     model: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss, batch: dict, draw: torch.Generator, accelerator: Accelerator,
     max_grad_norm: float,
 ) -> float:  # fmt: skip
-    """One optimizer step; returns this rank's share of the global batch's mean loss, times the number of ranks."""
+    """One optimizer step; returns the global batch's mean loss."""
     cuda = [accelerator.device] if accelerator.device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda), accelerator.autocast():
         torch.manual_seed(int(torch.randint(2**62, (1,), generator=draw)))  # timm's dropout layers ask the global generator
@@ -138,16 +163,52 @@ def _step(
     accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
     optimizer.step()
     optimizer.zero_grad()
-    return float(mean.detach())
+    return float(accelerator.reduce(mean.detach(), reduction="mean"))
 
 
-def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator, state: dict | None) -> int:
+class _Judge:
+    """What the inner validation decides after an epoch: when the learning rate falls, and whose weights are the best so far."""
+
+    def __init__(self, validate: Validate | None, optimizer: torch.optim.Optimizer, plateau: dict | None, keep_best: bool):
+        if validate is None and (plateau is not None or keep_best):
+            raise ValueError("plateau and keep_best read off a validation: give `validate`")
+        self._validate, self._keep_best = validate, keep_best
+        self._scheduler = None if plateau is None else torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, **plateau)
+        self._least, self.best = math.inf, None
+
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        if self._validate is None:
+            return {}
+        _share_buffers(model)
+        figures = self._validate(model)
+        model.train()
+        if self._scheduler:
+            self._scheduler.step(figures["validation_loss"])
+        if self._keep_best and figures["validation_loss"] < self._least:
+            self._least, self.best = figures["validation_loss"], copy.deepcopy(model.state_dict())
+        return figures
+
+    def state_dict(self) -> dict:
+        return {"scheduler": self._scheduler and self._scheduler.state_dict(), "least": self._least, "best": self.best}
+
+    def load_state_dict(self, state: dict) -> None:
+        if self._scheduler:
+            self._scheduler.load_state_dict(state["scheduler"])
+        self._least, self.best = state["least"], state["best"]
+
+
+def _share_buffers(model: nn.Module) -> None:
+    """Rank 0's buffers on every rank: batch-norm statistics are each rank's own, and one model is judged and leaves."""
+    for buffer in model.buffers():
+        buffer.copy_(broadcast(buffer.clone(), from_process=0))
+
+
+def _restore(parts: dict, state: dict | None) -> int:
+    """Load the captured `state` into the loop's `parts`; -> the step it was captured after."""
     if state is None:
         return 0
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    if accelerator.scaler and "scaler" in state:
-        accelerator.scaler.load_state_dict(state["scaler"])
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
     return state["step"]
 
 
@@ -171,3 +232,19 @@ def predict(model: nn.Module, batches: Iterable[dict], accelerator: Accelerator,
         twice = sorted({key for key in keys if keys.count(key) > 1})
         raise ValueError(f"{len(twice)} keys were predicted more than once, e.g. {', '.join(twice[:3])}: ranks must share out the images")
     return {"key": keys, "probability": np.stack([row for _, row in everyone]) if everyone else np.zeros((0, 0), np.float32)}
+
+
+def inner_validation(batches: Callable[[], Iterable[dict]], labels: Mapping[str, int], accelerator: Accelerator, size_px: int) -> Validate:
+    """Mean cross-entropy and accuracy on `batches()` (see `predict`) with the true `labels` by key: what schedulers may look at.
+
+    No augmentation, no smoothing, no class weights. Every rank gets the same figures.
+    """
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        found = predict(model, batches(), accelerator, size_px)
+        probability, label = found["probability"], np.array([labels[key] for key in found["key"]])
+        true = np.maximum(probability[np.arange(len(label)), label], np.finfo(np.float32).tiny)
+        accuracy = float((probability.argmax(1) == label).mean())
+        return {"validation_loss": float(-np.log(true).mean()), "validation_accuracy": accuracy}
+
+    return validate

@@ -1,6 +1,7 @@
-"""evaluate: each arm's word on every held-out image of a scope, once. No augmentation, no choice of epoch: the last weights are the weights.
+"""evaluate: each arm's word on every held-out image of a scope and on every image of its inner validation, once. No augmentation.
 
-The arm `measure` trains nothing: it is the labeller's index cut at the edges.
+The column `role` tells them apart: figures and verdict rest on "held-out" alone; "validation" is what schedules and thresholds looked at
+(a set's own valid split, where it has one), shown beside. The arm `measure` trains nothing: it is the labeller's index cut at the edges.
 """
 
 from __future__ import annotations
@@ -42,16 +43,18 @@ def units(run) -> list[Unit]:
 
 
 def work(config, inputs, output) -> Table:
+    import pandas as pd
     import pyarrow as pa
 
     from jobs import lineage
     from vhs.metrics import NO_SEED
 
     params, scope = inputs.params, lineage.split_rows(inputs)
-    rows = scope.held_out
+    roles = [scope.held_out.assign(role="held-out"), scope.inner.assign(role="validation")]
+    rows = pd.concat(roles).sort_values("key", ignore_index=True)
     if params["arm"] == "measure":
         lineage.guard_labeller(inputs.markers("labeller")[0], scope.held_out_patients)
-    table = rows[["key", "patient", "source", "label", "index", "points", "origin"]].assign(
+    table = rows[["key", "role", "patient", "source", "label", "index", "points", "origin"]].assign(
         arm=params["arm"], scope=params["scope"], seed=params.get("seed", NO_SEED)
     )
     answers = _measured(config, inputs, rows) if params["arm"] == "measure" else _classified(config, inputs, rows)

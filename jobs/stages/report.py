@@ -59,12 +59,13 @@ def work(config, inputs, output) -> Files:
 
 
 def _predictions(inputs):
-    """Every arm's predictions of every scope, each checked to answer each held-out image once."""
+    """Every arm's predictions of every scope on held-out images, each checked to answer each image once."""
     import pandas as pd
 
     from vhs import metrics, split
 
     splits, predictions = inputs.table("splits"), inputs.table("predictions")
+    predictions = predictions[predictions.role == "held-out"]
     scopes = predictions.groupby("scope", sort=False)
     return pd.concat([metrics.joined_once(rows, split.held_out(splits, scope)) for scope, rows in scopes], ignore_index=True)
 

@@ -3,6 +3,9 @@
 real          the scope's training images, each once an epoch, as the study did
 mixed         those and the accepted generated images, both origins drawn with the same class prior (else origin would tell the class)
 real-matched  real images only, with mixed's class prior, optimizer steps, initial weights and augmentation: what mixed is compared with
+pretrain      generated images first, real ones after, each with mixed's class prior, together mixed's optimizer steps
+
+Learning-rate schedules and the choice of an epoch look at the scope's inner validation, never at held-out images.
 """
 
 from __future__ import annotations
@@ -16,6 +19,11 @@ from jobs.unit import Files, Unit
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
+
+    from jobs.lineage import ScopeRows
+    from vhs.settings import Classifier
+
+    Order = Callable[[int], np.ndarray]  # epoch -> the numbers of the rows drawn
 
 NAME, FOLDER, KIND, TORCH = "train", "classifier", "json", True
 SCIENCE = ("resolution", "threads", "classifier", "generation.quota", "generation.round_units", "generation.max_rounds")
@@ -54,46 +62,52 @@ def _unit(run, arm: str, scope: str, seed: int) -> Unit:
 
 
 def work(config, inputs, output) -> Files:
-    from functools import partial
+    import numpy as np
 
-    from jobs import batches, world
-    from vhs import training
+    from jobs import batches, lineage, world
+    from vhs import augmentation, training
+    from vhs.curve import Curve
+    from vhs.measure import CLASSES
     from vhs.networks import build_classifier, save_classifier
-    from vhs.radiograph import augment
 
-    settings, draw = config.classifier, _draw(config, inputs)
+    settings, scope = config.classifier, lineage.split_rows(inputs)
+    draw = _draw(config, inputs, scope)
     epochs = batches.Epochs(inputs.storage, draw.rows, settings.batch, draw.order)
-    vary = partial(
-        augment,
-        rotation_deg=settings.rotation_deg,
-        zoom=settings.zoom,
-        shift=settings.shift,
-        flip=config.measure.mirror if settings.flip else None,
-        gamma=settings.gamma,
-    )
-    seed = inputs.params["seed"]
+    steps = settings.epochs * epochs.steps
+    counts = np.bincount(draw.rows.label.to_numpy()[draw.order(0)], minlength=len(CLASSES))
+    weights = training.balanced_weights(counts) if settings.class_weights == "balanced" else None
+    accelerator = world.accelerator(config.execution.device, settings.mixed_precision)
+    inner = batches.Epochs(inputs.storage, scope.inner, settings.batch, lambda epoch: np.arange(len(scope.inner)))
+    truth = dict(zip(scope.inner.key, scope.inner.label, strict=True))
+    seed, curve = inputs.params["seed"], Curve(steps)
     model = training.fit(
         build_classifier(settings, seed=seed),
-        training.cross_entropy(settings.label_smoothing),
+        training.cross_entropy(settings.label_smoothing, weights),
         epochs,
-        steps=settings.epochs * epochs.steps,
+        steps=steps,
         steps_per_epoch=epochs.steps,
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
-        accelerator=world.accelerator(config.execution.device),
+        accelerator=accelerator,
         progress=output.progress,
         seed=seed,
-        augment=vary,
+        augment=augmentation.for_classifier(settings, config.measure.mirror),
         size_px=settings.size_px,
+        curve=curve,
+        validate=training.inner_validation(lambda: inner(0, 0), truth, accelerator, settings.size_px),
+        plateau={"patience": settings.plateau_patience, "factor": settings.plateau_factor} if settings.schedule == "plateau" else None,
+        keep_best=settings.keep == "best_inner",
     )
     save_classifier(model, settings, output.folder)
+    curve.save(output.folder)
     return Files(
         {
             **inputs.params,
             "real": draw.real,
             "generated": draw.generated,
-            "steps": settings.epochs * epochs.steps,
+            "steps": steps,
             "class_prior": draw.prior,
+            "class_weights": weights,
         }
     )
 
@@ -103,43 +117,73 @@ class Draw:
     """What an arm trains on: a table of images, and which of its rows each epoch draws. `real`, `generated`: images of each origin in it."""
 
     rows: pd.DataFrame
-    order: Callable[[int], np.ndarray]
+    order: Order
     real: int
     generated: int
     prior: list[float] | None
 
 
-def _draw(config, inputs) -> Draw:
-    """The arm's images in its order. Mixed and real-matched draw the same real images at the same places; where mixed then draws generated images,
-    real-matched draws further real ones of the same classes."""
-    import numpy as np
+def _draw(config, inputs, scope: ScopeRows) -> Draw:
+    """The arm's images in its order. Mixed and real-matched draw the same real images at the same places; where mixed then draws generated
+    images, real-matched draws further real ones of the same classes. Without any to mix, all arms but real are real-matched."""
     import pandas as pd
 
-    from jobs import batches, lineage
-    from shards import reader
+    from jobs import batches
 
-    arm, seed, scope = inputs.params["arm"], inputs.params["seed"], lineage.split_rows(inputs)
+    arm, seed = inputs.params["arm"], inputs.params["seed"]
     columns = [*batches.ORDER_COLUMNS, "label"]
     real = scope.training[columns]
     if arm == "real":
         return Draw(real, batches.shuffled(len(real), seed), len(real), 0, None)
     prior = _prior(config, real)
     drawn = _mixable(_guarded(config, inputs, scope.held_out_patients), prior)[columns]
-    rows, first = (pd.concat([real, drawn], ignore_index=True), len(real)) if arm == "mixed" else (real, 0)
-    added = drawn if arm == "mixed" else real
+    if arm == "real-matched" or not len(drawn):
+        return Draw(real, _together(real, real, 0, len(drawn), prior, seed), len(real), 0, prior)
+    rows = pd.concat([real, drawn], ignore_index=True)
+    if arm == "pretrain":
+        order = _one_after_the_other(real, drawn, prior, seed, config.classifier)
+    else:
+        order = _together(real, drawn, len(real), len(drawn), prior, seed)
+    return Draw(rows, order, len(real), len(drawn), prior)
+
+
+def _together(real: pd.DataFrame, others: pd.DataFrame, offset: int, count: int, prior: list[float], seed: int) -> Order:
+    """Each epoch as many draws of `real` as it has rows, and `count` of `others` (whose numbers begin at `offset`), shuffled together."""
+    import numpy as np
+
+    from shards import reader
 
     def order(epoch: int) -> np.ndarray:
         parts = [reader.deck(real.label.to_numpy(), prior, len(real), seed, epoch)]
-        if len(drawn):
-            parts.append(first + reader.deck(added.label.to_numpy(), prior, len(drawn), seed + MORE, epoch))
+        if count:
+            parts.append(offset + reader.deck(others.label.to_numpy(), prior, count, seed + MORE, epoch))
         both = np.concatenate(parts)
         return both[reader.permutation(len(both), seed, epoch)]
 
-    return Draw(rows, order, len(real), len(drawn) if arm == "mixed" else 0, prior)
+    return order
+
+
+def _one_after_the_other(real: pd.DataFrame, drawn: pd.DataFrame, prior: list[float], seed: int, settings: Classifier) -> Order:
+    """Epochs as long as mixed's: `drawn` (numbered after the real ones) up to `pretrain_share` of all optimizer steps, then real rows."""
+    import numpy as np
+
+    from shards import reader
+
+    draws = len(real) + len(drawn)
+    steps = -(-draws // settings.batch)
+    generated_steps = round(settings.pretrain_share * settings.epochs * steps)
+
+    def order(epoch: int) -> np.ndarray:
+        first = len(real) + reader.deck(drawn.label.to_numpy(), prior, draws, seed + MORE, epoch)
+        then = reader.deck(real.label.to_numpy(), prior, draws, seed, epoch)
+        turn = max(0, generated_steps - epoch * steps) * settings.batch
+        return np.concatenate([first[:turn], then[turn:]])
+
+    return order
 
 
 def _prior(config, real: pd.DataFrame) -> list[float]:
-    """The class prior of mixed and real-matched, the same for both origins."""
+    """The class prior of every arm but real, the same for both origins."""
     import numpy as np
 
     from vhs.measure import CLASSES
