@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
+from accelerate import Accelerator
 from safetensors.torch import save_file
 
-from vhs import networks
+from vhs import checkpoint, networks, training
 from vhs.settings import Classifier
 
 SMALL = Classifier(model="resnet10t", weights="scratch", size_px=32, head_hidden=0)
@@ -85,6 +86,89 @@ def test_dropout_acts_in_training_alone_and_at_its_rate():
     assert torch.equal(often.eval()(x), often.eval()(x))
 
 
+def learning(net: torch.nn.Module) -> set[str]:
+    return {name for name, parameter in net.named_parameters() if parameter.requires_grad}
+
+
+def test_the_studys_network_layer_by_layer():
+    """Its notebook: tf_efficientnet_b7, drop_rate 0.5, seven Linear + ReLU of 2560 before the last; blocks[-3:], conv_head and the head learn.
+    Here bn2 learns too (it follows conv_head), and the frozen part's batch norm keeps its statistics."""
+    with torch.device("meta"):
+        net = networks.build_classifier(Classifier(weights="scratch", unfreeze=3)).net
+    head = [(type(layer), getattr(layer, "in_features", 2560), getattr(layer, "out_features", 2560)) for layer in net.classifier]
+    assert head == [(torch.nn.Linear, 2560, 2560), (torch.nn.ReLU, 2560, 2560)] * 7 + [(torch.nn.Linear, 2560, 3)]
+    assert net.drop_rate == 0.5 and len(net.blocks) == 7
+    parts = {f"blocks.{n}." for n in (4, 5, 6)} | {"conv_head.", "bn2.", "classifier."}
+    assert learning(net) == {name for name, _ in net.named_parameters() if name.startswith(tuple(parts))}
+
+
+@pytest.mark.parametrize(
+    ("model", "unfreeze", "parts"),
+    [
+        ("resnet10t", 1, ("layer4.", "fc.")),
+        ("resnet10t", 0, ("fc.",)),
+        ("test_efficientnet", 2, ("blocks.3.", "blocks.4.", "conv_head.", "bn2.", "classifier.")),
+        ("test_vit", 2, ("blocks.4.", "blocks.5.", "norm.", "head.")),
+        ("mobilenetv3_small_050", 1, ("blocks.5.", "conv_head.", "classifier.")),
+    ],
+)
+@pytest.mark.parametrize("hidden", [0, 1])
+def test_unfreeze_counts_stages_from_the_end(model, unfreeze, parts, hidden):
+    choice = SMALL.model_copy(update={"model": model, "unfreeze": unfreeze, "head_hidden": hidden})
+    net = networks.build_classifier(choice).net
+    assert learning(net) == {name for name, _ in net.named_parameters() if name.startswith(parts)} != set()
+
+
+def test_a_frozen_part_stays_as_it_was_and_the_rest_learns():
+    """Through the training loop, with batch norm in both parts."""
+    choice = SMALL.model_copy(update={"model": "test_efficientnet", "unfreeze": 2})
+    model = networks.build_classifier(choice)
+    before = {name: value.clone() for name, value in model.net.state_dict().items()}
+    images = torch.randint(0, 256, (8, 1, 32, 32), dtype=torch.uint8)
+    batch = {"image": images, "label": torch.arange(8) % 3, "weight": torch.ones(8), "total": 8}
+    model = training.fit(
+        model, training.cross_entropy(), lambda epoch, start: iter([batch] * 4), steps=4, steps_per_epoch=4, learning_rate=1e-2,
+        weight_decay=0.1, accelerator=Accelerator(cpu=True), progress=checkpoint.Silent(), seed=0,
+    )  # fmt: skip
+    after = model.net.state_dict()
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    trained = ("blocks.3.", "blocks.4.", "conv_head.", "bn2.", "classifier.")
+    assert all(name.startswith(trained) for name in changed), "a frozen weight or statistic moved"
+    assert {name for name in learning(model.net)} <= changed and "bn2.running_mean" in changed
+
+
+def test_more_stages_than_there_are_is_an_error():
+    with pytest.raises(ValueError, match="unfreeze is 9, but resnet10t has 4 stages: give 0 to 4, or all"):
+        networks.build_classifier(SMALL.model_copy(update={"unfreeze": 9}))
+
+
+@pytest.mark.parametrize(
+    "model", ["test_vit", "test_efficientnet", "test_convnext", "mobilenetv3_small_050", "deit_tiny_distilled_patch16_224", "vit_tiny_patch16_224"]
+)
+def test_any_timm_model_takes_grey_images_of_the_size_asked_for(model, tmp_path):
+    choice = SMALL.model_copy(update={"model": model, "size_px": 64, "head_hidden": 2, "unfreeze": 1})
+    built, x = networks.build_classifier(choice).eval(), torch.rand(2, 1, 64, 64)
+    assert built(x).shape == (2, 3)
+    networks.save_classifier(built, choice, tmp_path)
+    assert torch.equal(networks.load_classifier(tmp_path)[0](x), built(x))
+
+
+def test_a_head_that_is_no_linear_cannot_be_deepened():
+    with pytest.raises(ValueError, match="levit_128s ends in a NormLinear.*head_hidden to 0"):
+        networks.build_classifier(SMALL.model_copy(update={"model": "levit_128s", "size_px": 64, "head_hidden": 1}))
+
+
+@pytest.mark.parametrize(("model", "mean", "std"), [("test_vit", 0.5, 0.5), ("resnet10t", 0.449, 0.226), ("tf_efficientnet_lite0", 0.5, 0.5)])
+def test_images_are_normalised_as_the_weights_expect(model, mean, std):
+    built = networks.build_classifier(SMALL.model_copy(update={"model": model}))
+    assert (built.mean, built.std) == (pytest.approx(mean, abs=1e-9), pytest.approx(std, abs=1e-9))
+    given = []
+    built.net.register_forward_pre_hook(lambda net, arguments: given.append(arguments[0]))
+    x = torch.rand(1, 1, 32, 32)
+    built.eval()(x)
+    assert torch.allclose(given[0] * std + mean, x, atol=1e-6)
+
+
 def pooled(net: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
     return net.eval().forward_head(net.forward_features(x), pre_logits=True)
 
@@ -132,6 +216,7 @@ def test_imagenet_weights_from_the_package_give_its_own_features(tmp_path, monke
     (folder / "__init__.py").touch()
     torch.save({f"other.{n}": value for n, value in enumerate(whole.state_dict().values())}, folder / "models" / "weights.pth")
     monkeypatch.syspath_prepend(tmp_path)
-    model = networks.build_classifier(SMALL.model_copy(update={"model": "tf_efficientnet_lite0", "weights": "imagenet"}))
     grey = torch.rand(1, 1, 64, 64)
-    assert torch.allclose(pooled(model.net, grey), pooled(whole, grey.expand(-1, 3, -1, -1)), atol=1e-4)
+    for name in ("tf_efficientnet_lite0", "tf_efficientnet_lite0.in1k"):
+        model = networks.build_classifier(SMALL.model_copy(update={"model": name, "weights": "imagenet"}))
+        assert torch.allclose(pooled(model.net, grey), pooled(whole, grey.expand(-1, 3, -1, -1)), atol=1e-4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import socket
 from pathlib import Path
@@ -16,7 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from vhs import checkpoint, radiograph, training
+from vhs import augmentation, checkpoint, radiograph, training
+from vhs.curve import Curve
+from vhs.settings import Classifier
 
 IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (22, 1, 16, 16), np.uint8))
 LABELS = (IMAGES.float().mean((1, 2, 3)) * 7).long() % 3
@@ -58,8 +61,15 @@ class Tape(checkpoint.Silent):
 
 def train(progress, steps=8, model=None, source=batches, **changes):
     options = dict(steps=steps, steps_per_epoch=STEPS_PER_EPOCH, learning_rate=1e-2, weight_decay=0.01, seed=3)
-    options |= {"accelerator": Accelerator(cpu=True)} | changes
-    return training.fit(model or tiny(), training.cross_entropy(0.1), source, progress=progress, **options)
+    options |= {"accelerator": Accelerator(cpu=True), "loss": training.cross_entropy(0.1)} | changes
+    return training.fit(model or tiny(), batches=source, progress=progress, **options)
+
+
+def validation(accelerator=None, rank=0, ranks=1):
+    """The inner validation of this file: the first 14 images with their labels."""
+    labels = {f"{row:02d}": int(label) for row, label in enumerate(LABELS)}
+    first = lambda: itertools.islice(batches(0, 0, rank, ranks), 2)  # noqa: E731
+    return training.inner_validation(first, labels, accelerator or Accelerator(cpu=True), 16)
 
 
 ROTATED = functools.partial(radiograph.augment, rotation_deg=10, zoom=0.1, shift=0.05, flip=(), gamma=0.2)
@@ -78,6 +88,35 @@ def test_a_run_resumed_anywhere_follows_its_curve_to_the_bit(stop, tmp_path):
     assert first.losses + second.losses == whole.losses
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), expected.state_dict().values(), strict=True))
     assert not model.training
+
+
+def everything() -> dict:
+    """Whatever the loop has to remember: plateau, best weights, curve; and draws of every kind."""
+    return {
+        "augment": augmentation.for_classifier(Classifier(randaugment=9), ()),
+        "loss": training.cross_entropy(0.1, training.balanced_weights(np.bincount(LABELS))),
+        "validate": validation(),
+        "plateau": {"patience": 0, "factor": 0.3},
+        "keep_best": True,
+        "curve": Curve(STEPS),
+    }
+
+
+STEPS = 8 * STEPS_PER_EPOCH
+
+
+@pytest.mark.parametrize("stop", [3, 4, 17, 24])
+def test_plateau_best_weights_and_curve_are_resumed_to_the_bit(stop, tmp_path):
+    whole, first, second = everything(), everything(), everything()
+    expected = train(Tape(), steps=STEPS, **whole)
+    with pytest.raises(KeyboardInterrupt):
+        train(tape := Tape(stop=stop), steps=STEPS, **first)
+    checkpoint.save(tape.kept, tmp_path / "state.pt")
+    model = train(Tape(checkpoint.load(tmp_path / "state.pt")), steps=STEPS, **second)
+    assert second["curve"].rows == whole["curve"].rows
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), expected.state_dict().values(), strict=True))
+    rates = {row["learning_rate"] for row in whole["curve"].rows}
+    assert len(rates) > 2, "the plateau never fell, so nothing is shown of it"
 
 
 def test_the_global_generator_is_left_alone():
@@ -114,6 +153,70 @@ def test_it_learns():
     assert np.mean(tape.losses[-5:]) < 0.8 * np.mean(tape.losses[:5])
     predicted = training.predict(model, batches(0, 0), Accelerator(cpu=True))
     assert (predicted["probability"].argmax(1) == LABELS.numpy()).mean() > 0.8
+
+
+def scripted(losses: list[float], seen: list):
+    """A validation that gives these losses one epoch after the other and keeps the weights it saw."""
+    told = iter(losses)
+
+    def validate(model):
+        seen.append({name: value.clone() for name, value in model.state_dict().items()})
+        return {"validation_loss": next(told)}
+
+    return validate
+
+
+def rate_after(curve: Curve, epoch: int) -> float:
+    return next(row["learning_rate"] for row in curve.rows if row["step"] == epoch * STEPS_PER_EPOCH + 1)
+
+
+def test_the_rate_falls_where_the_validation_stands_still_and_nowhere_else():
+    losses = [5.0, 4.0, 4.0, 4.0, 3.0, 3.0]
+    curve = Curve(24)
+    train(Tape(), steps=24, validate=scripted(losses, []), plateau={"patience": 1, "factor": 0.5}, curve=curve)
+    assert [rate_after(curve, epoch) for epoch in range(6)] == [1e-2, 1e-2, 1e-2, 1e-2, 5e-3, 5e-3]
+    assert [row["validation_loss"] for row in curve.rows if "validation_loss" in row] == losses
+    steady = Curve(24)
+    train(Tape(), steps=24, validate=scripted([6.0, 5.0, 4.0, 3.0, 2.0, 1.0], []), plateau={"patience": 1, "factor": 0.5}, curve=steady)
+    assert {row["learning_rate"] for row in steady.rows} == {1e-2}
+
+
+@pytest.mark.parametrize(("keep_best", "kept"), [(True, 1), (False, 3)])
+def test_the_weights_kept_are_the_last_or_those_of_the_best_validation(keep_best, kept):
+    seen = []
+    model = train(Tape(), steps=16, validate=scripted([3.0, 1.0, 2.0, 1.0], seen), keep_best=keep_best)
+    same = [all(torch.equal(state[name], value) for name, value in model.state_dict().items()) for state in seen]
+    assert same == [epoch == kept for epoch in range(4)]
+
+
+def test_a_plateau_needs_a_validation():
+    for wish in ({"plateau": {"patience": 1}}, {"keep_best": True}):
+        with pytest.raises(ValueError, match="give `validate`"):
+            train(Tape(), **wish)
+
+
+def test_inner_validation_is_the_plain_mean_over_its_images():
+    model = tiny().eval()
+    first = list(itertools.islice(batches(0, 0), 2))
+    logits, label = (torch.cat(parts) for parts in ([model(batch["image"] / 255) for batch in first], [batch["label"] for batch in first]))
+    found = validation()(model)
+    assert found["validation_loss"] == pytest.approx(nn.functional.cross_entropy(logits, label).item(), rel=1e-5)
+    assert found["validation_accuracy"] == pytest.approx((logits.argmax(1) == label).float().mean().item())
+
+
+@given(st.lists(st.integers(0, 1000), min_size=3, max_size=3).filter(any))
+def test_balanced_weights_give_every_class_the_same_part(counts):
+    weights = training.balanced_weights(counts)
+    parts = [weight * count for weight, count in zip(weights, counts)]
+    assert sum(parts) == pytest.approx(sum(counts)) and {round(part, 6) for part in parts} <= {0.0, round(max(parts), 6)}
+    assert [weight > 0 for weight in weights] == [count > 0 for count in counts]
+
+
+def test_class_weights_multiply_each_sample():
+    model, batch, draw = tiny(0), next(batches(0, 0)), torch.Generator()
+    batch = batch | {"image": batch["image"] / 255}
+    plain, weighted = (training.cross_entropy(0.0, weights)(model, batch, draw) for weights in (None, [2.0, 0.5, 0.0]))
+    assert torch.allclose(weighted, plain * torch.tensor([2.0, 0.5, 0.0])[batch["label"]])
 
 
 def test_batches_that_disagree_with_the_plan_are_an_error():
@@ -156,17 +259,24 @@ def test_predict_gives_each_key_once_and_without_padding():
         training.predict(tiny(), twice(), Accelerator(cpu=True))
 
 
+def judged(curve: Curve, accelerator: Accelerator, rank: int = 0, ranks: int = 1) -> dict:
+    """Class weights in the loss, and a plateau that falls at once, read off a validation that is shared out over the ranks."""
+    weights = training.cross_entropy(0.0, [3.0, 0.5, 0.2])
+    return {"loss": weights, "validate": validation(accelerator, rank, ranks), "plateau": {"patience": 0, "threshold": 1.0}, "curve": curve}
+
+
 def _rank(rank: int, ranks: int, port: int, out: Path) -> None:
     place = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=ranks, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     os.environ |= {name: str(value) for name, value in place.items()}
     torch.set_num_threads(1)
     accelerator = Accelerator(cpu=True, kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")])
-    model = train(Tape(), model=tiny(0), source=functools.partial(batches, rank=rank, ranks=ranks), accelerator=accelerator)
+    source, curve = functools.partial(batches, rank=rank, ranks=ranks), Curve(8)
+    model = train(Tape(), model=tiny(0), source=source, accelerator=accelerator, **judged(curve, accelerator, rank, ranks))
     mine = list(batches(0, 0, rank, ranks))
     predicted = training.predict(model, mine, accelerator)
     uneven = training.predict(model, mine[:1] if rank else mine, accelerator)
     predicted["probability"] = torch.from_numpy(predicted["probability"])
-    torch.save({"model": model.state_dict(), "uneven": len(uneven["key"]), **predicted}, out / f"{rank}.pt")
+    torch.save({"model": model.state_dict(), "curve": curve.rows, "uneven": len(uneven["key"]), **predicted}, out / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -176,11 +286,15 @@ def test_two_ranks_take_the_gradient_of_one(tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     torch.multiprocessing.spawn(_rank, (2, port, tmp_path), nprocs=2)
-    model = train(Tape(), model=tiny(0))
+    curve = Curve(8)
+    model = train(Tape(), model=tiny(0), **judged(curve, Accelerator(cpu=True)))
+    assert curve.rows[-1]["learning_rate"] < curve.rows[0]["learning_rate"]
     alone = training.predict(model, batches(0, 0), Accelerator(cpu=True))
     for rank in range(2):
         there = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(model.state_dict().values(), there["model"].values(), strict=True))
+        for mine, theirs in zip(curve.rows, there["curve"], strict=True):
+            assert mine == pytest.approx(theirs, rel=1e-4)
         assert there["key"] == alone["key"] == [f"{row:02d}" for row in range(len(IMAGES))] and there["uneven"] == (4 + 4 + 4 + 1) + 3
         assert np.allclose(there["probability"], alone["probability"], atol=1e-5)
 

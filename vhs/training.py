@@ -212,7 +212,7 @@ def _restore(parts: dict, state: dict | None) -> int:
     return state["step"]
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: what it moves to the device would be lost to training, which goes on after a validation
 def predict(model: nn.Module, batches: Iterable[dict], accelerator: Accelerator, size_px: int | None = None) -> dict:
     """Class probabilities of every image on every rank: {"key": list[str] in rising order, "probability": float32 [n, classes]}.
 
