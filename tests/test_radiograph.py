@@ -91,6 +91,16 @@ def test_dicom_window_slope_and_photometric_interpretation():
     assert np.abs(inverted.astype(int) + window - 255).max() <= 1
 
 
+def test_of_a_dicom_header_only_what_is_no_ones_identity_is_kept():
+    ramp = np.arange(4096).reshape(64, 64)
+    tags = {"PatientName": "Doe^Rex", "PatientID": "4711", "PixelSpacing": [0.139, 0.139]}
+    header = radiograph.read_header(dicom(ramp, **tags))
+    assert header == radiograph.Header(0.139, False) and set(vars(header)) == {"pixel_spacing_mm", "burned_in"}
+    assert radiograph.read_header(dicom(ramp, BurnedInAnnotation="YES")) == radiograph.Header(None, True)
+    assert radiograph.read_header(dicom(ramp, BurnedInAnnotation="NO", ImagerPixelSpacing=[0.1, 0.1])) == radiograph.Header()
+    assert radiograph.read_header(saved(Image.fromarray(ramp.astype(np.uint8)))) == radiograph.Header()
+
+
 @pytest.mark.parametrize(
     "tags, reason",
     [

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
+import numpy as np
 import pytest
+from scipy.io import savemat
 
 from vhs.measure import VIEWS
-from vhs.sources import SourceError, scan
+from vhs.sources import SourceError, layout, scan
+from vhs.sources.label import Unusable, settle
 
 DOG, HUMAN = VIEWS["canine_lateral"], VIEWS["human_frontal"]
 
@@ -69,3 +75,157 @@ def test_nothing_there_and_two_tables(tmp_path):
     _touch(tmp_path, "a.csv", "b.csv")
     with pytest.raises(SourceError, match="2 CSV files"):
         scan(tmp_path, HUMAN)
+
+
+def _read(folder, table: str, view=DOG, order=None, images=("100.png", "101.png", "102.png")):
+    _touch(folder, *(f"pictures/{name}" for name in images))
+    (folder / "labels.csv").write_bytes(table.encode())
+    return {source.file.rpartition("/")[2]: source for source in scan(folder, view, order)}
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "100.png,11.3614\r\n101.png,9.8021\r\n102.png,7\r\n",
+        "ImageName,VHS\n100.png,11.3614\n101.png,9.8021\n102.png,7\n",
+        "Filename,VHS\r\n102,7\r\n101,9.8021\r\n100,11.3614\r\n",
+    ],
+)
+def test_indices_by_name_with_and_without_a_header(tmp_path, table):
+    found = _read(tmp_path, table)
+    assert {name: source.index for name, source in found.items()} == {"100.png": 11.3614, "101.png": 9.8021, "102.png": 7.0}
+    assert all(source.reject is None and source.label is None for source in found.values())
+
+
+@pytest.mark.parametrize("table", ["100.png,Normal\r\n101.png,LARGE\r\n102.png,small\r\n", "file,class\n100.png,normal\n101.png,large\n102.png,small\n"])
+def test_class_names(tmp_path, table):
+    assert [source.label for source in _read(tmp_path, table).values()] == ["normal", "large", "small"]
+
+
+@pytest.mark.parametrize("table", ["100.png,2\n101.png,0\n102.png,1\n", "image,label\n100.png,2\n101.png,0\n102.png,1\n"])
+def test_class_numbers_are_asked_about_never_guessed(tmp_path, table):
+    with pytest.raises(SourceError, match=r"ingest.class_order=\[large,normal,small\].* or ingest.class_order=\[small,normal,large\]"):
+        _read(tmp_path, table)
+    by_folder = [source.label for source in scan(tmp_path, DOG, ("large", "normal", "small"))]
+    by_size = [source.label for source in scan(tmp_path, DOG, ("small", "normal", "large"))]
+    assert by_folder == ["small", "large", "normal"] and by_size == ["large", "small", "normal"]
+
+
+def test_what_a_table_leaves_over_is_listed(tmp_path):
+    found = _read(tmp_path, "ImageName,VHS\n100.png,11.3\n999.png,9\n102.png,\n")
+    rejects = {name: source.reject for name, source in found.items()}
+    assert rejects["100.png"] is None and rejects["999.png"] == "label without an image"
+    assert "image without a label" in rejects["102.png"] and rejects["101.png"] == "image without a label in labels.csv"
+    assert {source.file.rpartition("/")[2] for source in scan(tmp_path / "labels.csv", DOG)} == {"100.png", "999.png", "102.png"}
+
+
+def test_two_images_of_one_name_are_not_chosen_between(tmp_path):
+    _touch(tmp_path, "again/100.png")
+    _read(tmp_path, "100.png,9.1\n101.png,8.3\n")
+    found = {source.file.removeprefix(f"{tmp_path}/"): source.reject for source in scan(tmp_path, DOG)}
+    assert "2 images of this name" in found["100.png"] and found["pictures/101.png"] is None
+    assert {"again/100.png", "pictures/100.png"} < set(found), "all three are listed"
+
+
+def _label(file, points, **more):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.suffix == ".mat":
+        return savemat(file, {"six_points": points, **more})
+    return file.write_text(json.dumps({"six_points": points, **more}))
+
+
+POINTS = np.arange(12.0).reshape(6, 2) ** 1.5
+
+
+def test_label_files_of_the_field(tmp_path, real_data):
+    """Double and single precision, JSON as a list and by name: the same points. And a file of the field itself."""
+    for number, suffix in enumerate((".png", ".tif", ".dcm", ".jpg")):
+        _touch(tmp_path, f"Dog_Heart_VHS/Train/Images/{number}{suffix}")
+    labels = tmp_path / "Dog_Heart_VHS/Train/Labels"
+    _label(labels / "0.mat", POINTS, VHS=[[9.5]])
+    _label(labels / "1.mat", POINTS.astype(np.float32), VHS=np.float32([[9.5]]))
+    _label(labels / "2.json", POINTS.tolist(), VHS=9.5)
+    _label(labels / "3.json", {f"P{name}": pair for name, pair in zip("ABCDEF", POINTS.tolist(), strict=True)}, VHS=9.5)
+    shutil.copy(real_data / "formats/Dog_Heart_VHS/Train/Labels/1_12.3_1.mat", labels)
+    _touch(tmp_path, "Dog_Heart_VHS/Train/Images/1_12.3_1.png")
+    found = scan(tmp_path, DOG)
+    assert len(found) == 5 and all(source.split == "train" and not source.reject for source in found)
+    real = next(source for source in found if source.name_index)
+    assert real.name_index == 12.3 and DOG.measure(np.array(real.points)) == pytest.approx(12.315, abs=1e-3) == pytest.approx(real.index, abs=1e-3)
+    for source in (source for source in found if source is not real):
+        np.testing.assert_allclose(source.points, POINTS, rtol=1e-6)
+        assert source.index == 9.5
+
+
+def test_a_combined_tree_is_one_set_of_images_and_bad_labels_say_why(tmp_path):
+    for split in ("Train", "Valid"):
+        for name, label in (("1", "Large"), ("2", "small")):
+            _touch(tmp_path, f"Data/{split}/Images/{name}.png", f"Data/{split}/Images_classes/{label}/{name}.png")
+            _label(tmp_path / f"Data/{split}/Labels/{name}.mat", POINTS)
+    _touch(tmp_path, "Data/Test_Images/Images/1.png", "__MACOSX/Data/Train/Images/._1.png", "Data/Train/Images_classes/Normal/2.png")
+    _label(tmp_path / "Data/Valid/Labels/2.mat", POINTS[:4])
+    (tmp_path / "Data/Valid/Labels/1.mat").write_bytes(b"MATLAB 5.0 torn")
+    found = {source.file.removeprefix(f"{tmp_path}/Data/"): source for source in scan(tmp_path, DOG)}
+    assert set(found) == {f"{split}/Images/{name}.png" for split in ("Train", "Valid") for name in "12"} | {"Test_Images/Images/1.png"}
+    assert (found["Train/Images/1.png"].label, found["Train/Images/1.png"].reject) == ("large", None)
+    assert (found["Test_Images/Images/1.png"].split, found["Test_Images/Images/1.png"].reject) == ("test", None)
+    assert found["Train/Images/2.png"].reject == "lies in the class folders normal and small"
+    assert "holds 4 key points, canine_lateral measures 6" in found["Valid/Images/2.png"].reject
+    assert "damaged label 1.mat" in found["Valid/Images/1.png"].reject
+
+
+def test_a_csv_beside_folders_that_say_it_all_is_asked_about(tmp_path):
+    _touch(tmp_path, "small/100.png", "large/101.png")
+    (tmp_path / "predictions.csv").write_text("100.png,Normal\n")
+    with pytest.raises(SourceError, match="holds both predictions.csv and class folders"):
+        scan(tmp_path, DOG)
+    assert "predictions.csv without a header" in layout(tmp_path / "predictions.csv")
+    (tmp_path / "predictions.csv").unlink()
+    assert layout(tmp_path) == "class folders"
+
+
+def _settle(points=None, shape=(400, 400), view=DOG, **said):
+    return settle(said, points, view, shape)
+
+
+DOG_POINTS = np.array([[278.07, 206.121], [327.664, 340.167], [170.622, 317.702], [367.556, 275.972], [182.278, 143.544], [396.873, 139.136]])
+VHS = float(DOG.measure(DOG_POINTS))  # 9.65
+
+
+def test_labels_that_agree_are_one_label():
+    assert _settle(DOG_POINTS, label="normal", index=VHS + 0.04, name_index=round(VHS, 1)) == (1, pytest.approx(VHS))
+    assert _settle(index=7.9) == (0, 7.9)
+    assert _settle(index=8.22, label="small") == (1, 8.22)  # beside an edge rounding decides
+    assert _settle() == (-1, pytest.approx(np.nan, nan_ok=True)) and _settle(label="large")[0] == 2
+    assert _settle(name_index=12.0)[0] == -1, "a file name labels nothing"
+
+
+def test_a_vhs_measured_in_a_squashed_image_does_not_unseat_the_points():
+    """VHSMarker stores what it measures after a resize to 512 x 512; the points it stores are right."""
+    squashed = float(DOG.measure(DOG_POINTS / (600, 400)))
+    assert abs(squashed - VHS) > 0.5
+    assert _settle(DOG_POINTS, (400, 600), index=squashed) == (1, pytest.approx(VHS))
+    with pytest.raises(Unusable, match="contradiction"):
+        _settle(DOG_POINTS, (400, 400), index=squashed)
+
+
+@pytest.mark.parametrize(
+    ("points", "said", "reason"),
+    [
+        (DOG_POINTS, {"index": 11.0}, f"contradiction: VHS {VHS:.4g} by its key points, 11 by its label"),
+        (DOG_POINTS, {"name_index": 9.4}, f"VHS {VHS:.4g} by its key points, 9.4 by its file name"),
+        (DOG_POINTS, {"label": "small"}, rf"normal \(VHS {VHS:.4g}\) by its key points, small by its folder"),
+        (None, {"name_index": 9.4, "label": "small"}, r"normal \(VHS 9.4\) by its file name, small by its folder"),
+        (None, {"index": 112.0}, "VHS 112 by its label is implausible: 4 to 16 are"),
+        (None, {"index": float("nan")}, "VHS is not a number"),
+        (DOG_POINTS * 3, {}, "outside the image of 400 x 400"),
+        (np.zeros((6, 2)), {}, "two key points coincide"),
+    ],
+)
+def test_labels_that_contradict_each_other_name_both(points, said, reason):
+    with pytest.raises(Unusable, match=reason):
+        _settle(points, **said)
+
+
+def test_edges_of_ones_own_are_no_contradiction_of_folders_cut_by_the_published_ones():
+    assert _settle(DOG_POINTS, view=DOG.with_edges((8.2, 9.0)), label="normal") == (2, pytest.approx(VHS))

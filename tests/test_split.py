@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from vhs.measure import CLASSES
 from vhs.settings import Split
-from vhs.split import counts, held_out, inner, make_split, patients_known, scopes, training
+from vhs.split import counts, drop_copies, held_out, inner, make_split, patients_known, scopes, training
 
 
 def table(n: int, seed: int = 0, images_per_patient: int = 1, sources: int = 2, patients: bool = True) -> pd.DataFrame:
@@ -106,6 +106,77 @@ def test_unknown_patients_are_their_own():
     nameless = table(60, 1, patients=False).assign(source="nameless", key=[f"n{i}" for i in range(60)])
     mixed = pd.concat([table(120).assign(source="named"), nameless])
     assert not patients_known(make_split(mixed, Split()))
+
+
+def hashes(n: int, seed: int = 0) -> list[str]:
+    """Perceptual hashes about 128 bits apart, as those of different images are."""
+    return [row.tobytes().hex() for row in np.random.default_rng(seed).integers(0, 256, (n, 32), dtype=np.uint8)]
+
+
+def near(text: str, bits: int = 3) -> str:
+    return f"{int(text, 16) ^ ((1 << bits) - 1):064x}"
+
+
+def test_images_that_look_the_same_are_one_patients_where_nobody_named_it():
+    images = table(120, patients=False).assign(phash=hashes(120)).sort_values("key", ignore_index=True)
+    for i in range(0, 60, 2):
+        images.loc[i + 1, ["phash", "label"]] = near(images.phash[i]), images.label[i]
+    splits = make_split(images, Split(folds=3))
+    pairs = splits.iloc[:60].reset_index(drop=True)
+    assert splits.patient.nunique() == 90 and not patients_known(splits)
+    assert pairs.patient.tolist() == [f"group-{images.key[i - i % 2]}" for i in range(60)]
+    for place in ("part", "fold", "inner_split", "inner_fold-1"):
+        assert pairs.groupby("patient")[place].nunique().max() == 1
+    alone = make_split(images, Split(folds=3, duplicate_bits=2))
+    assert alone.patient.nunique() == 120
+
+
+def test_named_patients_keep_their_names_and_their_copies_stay_together():
+    images = table(120).assign(phash=hashes(120)).sort_values("key", ignore_index=True)
+    for i in range(0, 60, 2):
+        images.loc[i + 1, ["phash", "label"]] = near(images.phash[i]), images.label[i]
+    splits = make_split(images, Split(folds=3))
+    assert patients_known(splits) and splits.set_index("key").patient.equals(images.set_index("key").patient.astype(splits.patient.dtype))
+    pairs = splits.iloc[:60].assign(pair=np.arange(60) // 2)
+    assert pairs.groupby("pair")[["part", "fold", "inner_split"]].nunique().max().max() == 1
+
+
+@pytest.mark.parametrize("patients", [True, False])
+def test_the_copy_in_training_goes_and_is_listed(patients):
+    parts = ["train"] * 90 + ["valid"] * 30 + ["test"] * 30
+    images = table(150, patients=patients).sort_values("key", ignore_index=True).assign(split=parts, phash=hashes(150))
+    images["origin"] = [f"{i}.png" for i in range(150)]
+    for copy, original in ((0, 120), (1, 90), (91, 121), (2, 120), (3, 4)):  # train-test, train-valid, valid-test, train-test, within train
+        images.loc[copy, "phash"] = near(images.phash[original])
+    kept, rejects = drop_copies(images, Split())
+    assert sorted(set(images.key) - set(kept.key)) == sorted(images.key[[0, 1, 91, 2]])
+    said = {reject["file"]: reject["reason"] for reject in rejects}
+    assert said["train/0.png"] == "near-duplicate of test/120.png (3 of 256 bits differ), so the train copy is dropped"
+    assert set(said) == {"train/0.png", "train/1.png", "valid/91.png", "train/2.png"} and "valid/90.png" in said["train/1.png"]
+    splits = make_split(kept, Split())
+    assert not set(images.key[[0, 1, 91, 2]]) & set(splits.key) and len(held_out(splits, "split")) == 30
+
+
+def test_a_clean_split_drops_nothing_and_a_drawn_one_neither():
+    images = table(150).assign(phash=hashes(150)).sort_values("key", ignore_index=True)
+    for clean in (images.assign(split=["train"] * 100 + ["test"] * 50), images.assign(phash=near(images.phash[0]))):
+        kept, rejects = drop_copies(clean, Split())
+        assert rejects == [] and kept.equals(clean)
+
+
+def test_a_test_part_without_labels_is_legal_with_folds_and_refused_without():
+    images = table(150).assign(split=["train"] * 110 + ["test"] * 40)
+    blind = images.assign(label=images.label.where(images.split == "train", -1))
+    splits = make_split(blind, Split(folds=3))
+    assert (splits.label[splits.part == "test"] == -1).all() and (splits.label[splits.part == "train"] >= 0).all()
+    tally = counts(splits, "split")
+    assert tally.held_out[tally["class"] == "unknown"].sum() == 40 and tally.held_out[tally["class"] != "unknown"].sum() == 0
+    with pytest.raises(ValueError, match="no test image has a label and split.folds is 0"):
+        make_split(blind, Split())
+    half = images.assign(label=images.label.where((images.split == "train") | (images.index % 3 > 0), -1))
+    assert len(held_out(make_split(half, Split()), "split")) == 40
+    with pytest.raises(ValueError, match="or -1 in a given test part"):
+        make_split(images.assign(label=-1), Split(folds=3))
 
 
 def test_counts_add_up():

@@ -23,7 +23,7 @@ def perceptual_hash(image: np.ndarray) -> str:
 
 def distances(hashes: list[str]) -> np.ndarray:
     """Bits that differ between every two of N hashes: [N, N]."""
-    words = np.array([np.frombuffer(bytes.fromhex(text), np.uint64) for text in hashes]).reshape(len(hashes), -1)
+    words = np.array([np.frombuffer(bytes.fromhex(text), np.uint64) for text in hashes]).reshape(len(hashes), SIDE * SIDE // 64)
     return sum(
         (np.bitwise_count(column[:, None] ^ column[None]).astype(np.int16) for column in words.T), np.zeros((len(hashes),) * 2, np.int16)
     )

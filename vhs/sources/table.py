@@ -93,7 +93,7 @@ def read(rows: Rows, view: View, class_order: tuple[str, ...] | None, folder: Pa
         named = {source.file for source in found}
         everything = sorted({str(image) for group in images.values() for image in group})
         found += [
-            Source(image, reject=f"image without a label: {rows.path.name} does not name it") for image in everything if image not in named
+            Source(image, reject=f"image without a label in {rows.path.name}") for image in everything if image not in named
         ]
     return found
 
