@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from rich.console import Console
 
 console = Console(stderr=True)
@@ -14,3 +16,5 @@ def drive(run, **options):
 
     with Display(console) as display:
         driving.drive(run, show=display, **options)
+    if rejects := json.loads(run.storage.read("real/rejects.json")):
+        console.print(f"{len(rejects)} files are not used, with reasons in {run.url}/real/rejects.json", soft_wrap=True, highlight=False)

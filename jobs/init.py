@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.config import ConfigError
+from jobs.config import Config, ConfigError
 from vhs import sources
 from vhs.measure import CLASSES, VIEWS, View
 from vhs.sources import Source
@@ -90,6 +90,9 @@ def problems(found: Survey, classes: Counter) -> list[str]:
         said.append("no key points: generated images cannot be measured by a labeller of this data; label_by hand, prompt or teacher")
     if found.blind_test:
         said.append("the test split has no labels: figures come from the folds")
+    splits = {source.split for source in found.usable}
+    if splits != {None} and (None in splits or "test" not in splits):
+        said.append("its split leaves out some images, or has no test part: give every image train, valid or test, or none")
     said += [f"only {classes[name]} images of class {name}" for name in CLASSES if classes[name] < 30]
     return said
 
@@ -113,6 +116,6 @@ def config(found: Survey, name: str) -> str:
         f"data: {found.data.resolve()}",
         f"split: {{folds: {folds}}}" + ("  # 0: the test split alone" if folds else "  # 5: cross-validated too, at five times the cost"),
     ]
-    if not found.pointed:
+    if not found.pointed and "label_by" in Config.model_fields:
         lines.append("label_by: prompt  # no key points to measure by: hand | prompt | teacher")
     return "\n".join(lines) + "\n"

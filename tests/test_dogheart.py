@@ -1,4 +1,4 @@
-"""A tree as DogHeart comes, with everything that goes wrong in real copies planted: it is ingested, every fault is named, the run goes through."""
+"""A tree as DogHeart comes, with everything planted that goes wrong in real copies: it is ingested, every fault named, the run finishes."""
 
 from __future__ import annotations
 
@@ -218,6 +218,18 @@ def test_init_writes_a_config_that_runs(faulty, tmp_path):
         assert words in printed, printed
     assert "a new run" in vhs("run", config, "--out", tmp_path / "run", "--dry-run")
     assert "is there" in vhs("init", tree.data, "--out", config, code=1)
+
+
+def test_init_asks_for_the_view_where_nothing_tells_it(tmp_path):
+    for number in range(9):
+        image = tmp_path / "data" / CLASSES[number % 3].upper() / f"{number}.png"
+        image.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw("canine_lateral", "clinic", number, size_px=64).image).save(image)
+    config = tmp_path / "mine.yaml"
+    assert "say --view canine_lateral or --view human_frontal" in " ".join(vhs("init", tmp_path / "data", "--out", config, code=1).split())
+    printed = " ".join(vhs("init", tmp_path / "data", "--view", "canine_lateral", "--out", config).split())
+    assert "class folders" in printed and "no key points" in printed and "only 3 images of class small" in printed
+    assert load(str(config)).view == "canine_lateral" and load(str(config)).split.folds == 5
 
 
 def test_an_annotation_burned_in_is_used_where_that_is_said(tmp_path):

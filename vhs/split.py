@@ -1,9 +1,9 @@
 """Who trains and who is held out, drawn once.
 
-Every image belongs to a patient (a dog, a person), and a patient never straddles a split. Where nobody said whose an image is, images that
-look the same (vhs/duplicates.py) are taken for one patient's, called `group-<first key>`. Images that look the same stay together in a drawn
-split whoever they are said to be of; where the data come with a split that tears them apart, the copy in training goes (`drop_copies`).
-Shares are kept within strata of class x source, so that no part of the data is easier or comes from another scanner than the rest. A patient
+Every image belongs to a patient (a dog, a person), and a patient never straddles a split. Where nobody said whose an image is, images
+that look the same (vhs/duplicates.py) are taken for one patient's, called `group-<first key>`. Images that look the same stay together in
+a drawn split whoever they are said to be of; where the data come with a split that tears them apart, the copy in training goes
+(`drop_copies`). Shares are kept within strata of class x source, so that no part of the data is easier or comes from another scanner than the rest. A patient
 counts wholly towards its most frequent stratum.
 
 A scope is one train-and-judge experiment: "split" trains on everything that is not test and is judged on test; "fold-k" trains on
@@ -59,7 +59,7 @@ def make_split(table: pd.DataFrame, settings: Split) -> pd.DataFrame:
 def drop_copies(table: pd.DataFrame, settings: Split) -> tuple[pd.DataFrame, list[dict[str, str]]]:
     """`table` without the images that a given split shows twice, and what was dropped: [{file, reason}].
 
-    Of images that look the same, and of all those between them, only the ones in the part held out last stay: test before valid before train.
+    Of images that look the same only those in one part stay: test before valid before train.
     """
     if "split" not in table or table["split"].isna().all() or "phash" not in table:
         return table, []
@@ -167,7 +167,7 @@ def _grouped(images: pd.DataFrame, settings: Split) -> pd.DataFrame:
 
 
 def _patients(images: pd.DataFrame) -> pd.DataFrame:
-    """One row a group (a patient, as a rule): size in images, label and stratum of its most frequent class x source (a draw goes to the first)."""
+    """One row a group (a patient, as a rule): size in images, label and stratum of its most frequent class x source (a draw: the first)."""
     sizes = images.groupby(["group", "source", "label"]).size().rename("images").reset_index()
     first = sizes.sort_values(["group", "images"], ascending=[True, False], kind="stable").drop_duplicates("group").set_index("group")
     stratum = first.label.astype(str) + " " + first.source.astype(str)
@@ -214,7 +214,8 @@ def _given_part(images: pd.DataFrame) -> pd.Series:
         what = f"image {wrong.key.iloc[0]} has the split {wrong['split'].iloc[0]!r}"
         raise ValueError(f"{what}; a given split says {', '.join(GIVEN)} for every image, or is left out to have one drawn")
     if not (images["split"] == "test").any():
-        raise ValueError("the given split names no test image, so nothing would be reported: mark some, or leave it out to have one drawn")
+        what = "the given split names no test image, so nothing would be reported"
+        raise ValueError(f"{what}: mark some (folder or column), or leave it out to have one drawn")
     torn = images.groupby("patient")["split"].nunique().loc[lambda parts: parts > 1]
     if torn.size:
         what = f"the given split tears {torn.size} patients apart, {torn.index[0]!r} first"
@@ -243,7 +244,7 @@ def _enough(patients: pd.DataFrame, parts: int, what: str) -> None:
 def _every_class(images: pd.DataFrame, scope: str) -> None:
     test = images.label[images.key.isin(held_out(images, scope))]
     if scope == "split" and (test == UNKNOWN).all() and not (images.fold >= 0).any():
-        raise ValueError("no test image has a label and split.folds is 0: set split.folds=5 to report from cross-validation, or add the labels")
+        raise ValueError("no test image has a label and split.folds is 0: set split.folds=5 and report from these, or add the labels")
     for what, keys in (("held out", held_out(images, scope)), ("training", training(images, scope))):
         present = images.label[images.key.isin(keys)].unique()
         if set(present) == {UNKNOWN}:

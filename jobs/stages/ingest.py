@@ -58,8 +58,8 @@ def sources(config) -> list[dict]:
 
 
 def _reject_copies(found: list[dict]):
-    """Of files with the same bytes one stays: of the part held out last, a test image before a valid one before a training one, so that the copy
-    that goes is never the reported one; then the one that knows most."""
+    """Of files with the same bytes one stays: a test image before a valid one before a training one, so that the copy that goes is never
+    the reported one; then the one that knows most."""
 
     def worth(source: dict) -> tuple:
         part = {"test": 0, "valid": 1}.get(source["split"], 2)
@@ -74,7 +74,7 @@ def _reject_copies(found: list[dict]):
 
 
 def _refuse_unlabelled_test(found: list[dict], config):
-    """A test split without labels says nothing of accuracy: then folds have to, and one who asks for none hears it before anything is made."""
+    """A test split without labels says nothing of accuracy: then folds have to, and one who asked for none hears it first of all."""
     test = [source for source in found if source["split"] == "test" and not source["reject"]]
     known = [source for source in test if source["points"] or source["label"] or source["index"] is not None]
     if test and not known and not config.split.folds:

@@ -1,6 +1,7 @@
 """One label from all that is said of an image: key points, a stated index, a file name, a folder.
 
-They have to agree. Which of two is right only a person can say, so an image with a contradiction is not used, and its reason names both values.
+They have to agree. Which of two is right only a person can say, so an image with a contradiction is not used, and its reason names
+both values.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ class _Claim:
 
 
 def settle(source: dict, points, view: View, shape: tuple[int, int]) -> tuple[int, float]:
-    """-> (label, index). The index is measured where there are `points` ([K, 2] in pixels of the image of `shape` H, W), else as stated; NaN where only
-    the class is known. The label is the class of the index where there is one, else as stated, else UNKNOWN.
+    """-> (label, index). The index is measured where there are `points` ([K, 2] in pixels of the image of `shape` H, W), else as stated;
+    NaN where only the class is known. The label is the class of the index where there is one, else as stated, else UNKNOWN.
 
     `source`: `label`, `index`, `name_index` as Source has them, each of which may be lacking. Raises Unusable.
     """
@@ -82,6 +83,6 @@ def _classes(claim: _Claim, view: View) -> set[str]:
 
 
 def _squashed(points, view: View, shape: tuple[int, int], claim: _Claim) -> bool:
-    """Whether the claim is what measuring after a resize to a square gives, as the VHSMarker tool does: then the points are right, it is not."""
+    """Whether the claim is what measuring after a resize to a square gives, as the VHSMarker tool does: then the points are right."""
     height, width = shape
     return abs(float(view.measure(np.asarray(points, np.float64) / (width, height))) - claim.index) <= claim.tolerance

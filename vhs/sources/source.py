@@ -30,8 +30,8 @@ class SourceError(Exception):
 class Source:
     """One image to ingest: where it is and what came with it.
 
-    `label`: a class name. `points`: K pairs in original pixels. `index`: the VHS or CTR that its label states; `name_index`: the one that its
-    file name carries, which never labels an image but may contradict its label. `reject`: why it cannot be used.
+    `label`: a class name. `points`: K pairs in original pixels. `index`: the VHS or CTR that its label states; `name_index`: the one that
+    its file name carries, which never labels an image but may contradict its label. `reject`: why it cannot be used.
     """
 
     file: str
