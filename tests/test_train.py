@@ -47,7 +47,7 @@ def mixed(reference):
 
 @pytest.fixture(scope="module")
 def draws(mixed):
-    """What each arm draws: arm -> (Draw, labels of its rows, number of steps an epoch, epochs)."""
+    """What each arm draws."""
     run, inputs = mixed
     scope = lineage.split_rows(inputs)
     return {arm: train._draw(run.config, Given(inputs, arm), scope) for arm in ARMS}

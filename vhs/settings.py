@@ -176,7 +176,7 @@ class Classifier(Section):
     weight_decay: float = Field(0.01, ge=0)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     class_weights: Literal["none", "balanced"] = "none"  # of the loss; balanced: the inverse of the class counts that the arm draws
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"  # of training; answers are always given in full precision
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"  # of training, not of the answers; fp16 on GPUs alone
     class_prior: Literal["balanced", "natural"] = "balanced"  # of every arm but real, the same for both origins; real keeps its own
     pretrain_share: float = Field(0.5, gt=0, lt=1)  # of the arm pretrain's steps: on generated images, the rest on real ones
     rotation_deg: float = Field(10.0, ge=0, le=45)
