@@ -44,11 +44,15 @@ def run(
     """
     from jobs import config as configuration
     from jobs import plan
+    from shards.storage import open_storage
+    from vhs import sources
 
     settings = configuration.load(config, overrides or [])
     if on != "local":
         raise configuration.ConfigError(f"--on {on}: this version runs on local")
     out = out or f"runs/{settings.name}"
+    if settings.data != "phantoms" and not open_storage(out).exists("plan.json"):  # later the data may be away
+        console.print(f"data: {sources.layout(settings.data)}", markup=False, soft_wrap=True)
     if dry_run:
         return _dry_run(settings, out)
     world.set_environment(settings.threads)

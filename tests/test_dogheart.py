@@ -194,7 +194,7 @@ def test_the_run_finishes(faulty, tmp_path):
     tree, faults = faulty
     run = tmp_path / "run"
     dry = " ".join(vhs("run", "debug/dogheart", f"data={tree.data.parent}", "--out", run, "--dry-run").split())
-    assert "debug/dogheart" in dry and not run.exists()
+    assert "data: a key-point tree" in dry and not run.exists()
     vhs("run", "debug/dogheart", f"data={tree.data.parent}", "--out", run)
     check_faults(run, faults)
     page = (run / "report" / "index.html").read_text().lower()
@@ -207,7 +207,8 @@ def test_an_unlabelled_test_split_without_folds_is_refused_at_once(faulty, tmp_p
         printed = " ".join(
             vhs("run", "debug/dogheart", f"data={tree.data}", "split.folds=0", "--out", tmp_path / "run", *dry, code=1).split()
         )
-        assert "none of the 20 test images" in printed and "split.folds=5" in printed and not (tmp_path / "run/plan.json").exists()
+        assert all(words in printed for words in ("data: a key-point tree", "none of the 20 test images", "split.folds=5"))
+        assert not (tmp_path / "run/plan.json").exists()
 
 
 def test_init_writes_a_config_that_runs(faulty, tmp_path):

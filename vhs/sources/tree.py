@@ -49,7 +49,7 @@ def survey(data: Path) -> Listing:
     for file in sorted(data.rglob("*")):
         parts = file.relative_to(data).parts
         suffix = file.suffix.lower()
-        if suffix not in (*SUFFIXES, *annotation.SUFFIXES) or parts[0] == "__MACOSX" or any(part.startswith(".") for part in parts):
+        if suffix not in (*SUFFIXES, *annotation.SUFFIXES) or "__MACOSX" in parts or any(part.startswith(".") for part in parts):
             continue
         kept = [part for part in parts[:-1] if part.lower() not in ROLES and not class_of(part)]
         pair = (data.joinpath(*kept), file.stem)
