@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import vhs
 from PIL import Image
@@ -199,6 +200,25 @@ def test_the_run_finishes(faulty, tmp_path):
     check_faults(run, faults)
     page = (run / "report" / "index.html").read_text().lower()
     assert "patients" in page and "unknown" in page
+    check_evaluator_files(run, tree)
+
+
+def check_evaluator_files(run: Path, tree: Tree):
+    """One CSV an arm for the test images, byte for byte as the field's evaluators take them (shared formats: `1621.png,2`, `100.png,11.3614`)."""
+    opened = reopen(str(run))
+    units = [unit for unit in opened.units("evaluate") if unit.params["scope"] == "split"]
+    tables = pd.concat([manifest.read(opened.storage, unit.marker).to_pandas() for unit in units])
+    tables = tables[tables.role == "held-out"]
+    assert set(tables.arm) == set(opened.config.arms) and (tables.label == -1).all()
+    for arm, rows in tables.groupby("arm"):
+        if arm == "measure":
+            answers = {row.origin: f"{row.measured:.4f}" for row in rows.itertuples()}
+        else:
+            folder_order = ("large", "normal", "small")
+            answers = {row.origin: str(folder_order.index(CLASSES[row.predicted])) for row in rows.itertuples()}  # one seed
+        assert sorted(answers) == sorted(file.name for file in tree.images["Test"])
+        expected = "".join(f"{name},{answers[name]}\r\n" for name in sorted(answers)).encode()
+        assert (run / "report" / "predictions" / f"{arm}.csv").read_bytes() == expected
 
 
 def test_an_unlabelled_test_split_without_folds_is_refused_at_once(faulty, tmp_path):
@@ -209,6 +229,17 @@ def test_an_unlabelled_test_split_without_folds_is_refused_at_once(faulty, tmp_p
         )
         assert all(words in printed for words in ("data: a key-point tree", "none of the 20 test images", "split.folds=5"))
         assert not (tmp_path / "run/plan.json").exists()
+
+
+def test_images_of_one_name_in_two_folders_stay_apart(tmp_path):
+    for number in range(40):
+        image = tmp_path / "data" / ("Test" if number < 10 else "Train") / CLASSES[number % 3] / f"{number // 3 % 4}-{number % 10}.png"
+        image.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw("canine_lateral", "clinic", number, size_px=64).image).save(image)
+    files = [file.relative_to(tmp_path / "data").as_posix() for file in (tmp_path / "data").rglob("*.png")]
+    opened = to_splits(tmp_path / "data", tmp_path / "run", "split.folds=0")
+    rows = manifest.load(opened.storage, paths=opened.committed("ingest")).to_pandas()
+    assert rows.origin.is_unique and len(rows) == len(files) and all(any(file.endswith(name) for file in files) for name in rows.origin)
 
 
 def test_init_writes_a_config_that_runs(faulty, tmp_path):

@@ -78,7 +78,8 @@ def drop_copies(table: pd.DataFrame, settings: Split) -> tuple[pd.DataFrame, lis
 
 
 def _name(images: pd.DataFrame, i: int) -> str:
-    return f"{images['split'][i]}/{images.origin[i] if 'origin' in images else images.key[i]}"
+    origin = images.origin[i] if "origin" in images else images.key[i]
+    return origin if "/" in origin else f"{images['split'][i]}/{origin}"
 
 
 def scopes(settings: Split) -> list[str]:

@@ -7,6 +7,8 @@ Bad input is never dropped in silence: each rejected file is listed with its rea
 from __future__ import annotations
 
 import hashlib
+import os
+from collections import Counter
 from pathlib import Path
 
 from jobs.unit import Shard, Unit
@@ -39,6 +41,7 @@ def sources(config) -> list[dict]:
             source["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() and not source["reject"] else None
             if source["sha256"] == EMPTY:
                 source["reject"] = "empty file"
+        _name_origins(found, Path(config.data).expanduser().absolute())
         _reject_copies(found)
         _refuse_unlabelled_test(found, config)
         return found
@@ -48,6 +51,7 @@ def sources(config) -> list[dict]:
     return [
         {
             "file": f"phantom-{i:05d}",
+            "origin": f"phantom-{i:05d}",
             "patient": f"patient-{i // drawn.images_per_patient:05d}",
             "source": drawn.style,
             "phantom": drawn.seed * 1_000_000 + i,
@@ -55,6 +59,15 @@ def sources(config) -> list[dict]:
         }
         for i in range(drawn.count + drawn.test_count)
     ]
+
+
+def _name_origins(found: list[dict], data: Path):
+    """`origin`: the file's name, or where two have the same its place below the data; what people and evaluators know the image by."""
+    often = Counter(Path(source["file"]).name for source in found)
+    root = data if data.is_dir() else data.parent
+    for source in found:
+        name = Path(source["file"]).name
+        source["origin"] = name if often[name] == 1 else Path(os.path.relpath(source["file"], root)).as_posix()
 
 
 def _reject_copies(found: list[dict]):
@@ -107,7 +120,7 @@ def work(config, inputs, output) -> Shard:
         samples.append(Sample(key, {"png": encode_png(stored)}))
         rows.append(
             {
-                "origin": Path(source["file"]).name,
+                "origin": source["origin"],
                 "patient": source.get("patient"),
                 "source": source.get("source") or config.ingest.source,
                 "label": label,
