@@ -208,7 +208,7 @@ def check_evaluator_files(run: Path, tree: Tree):
     opened = reopen(str(run))
     units = [unit for unit in opened.units("evaluate") if unit.params["scope"] == "split"]
     tables = pd.concat([manifest.read(opened.storage, unit.marker).to_pandas() for unit in units])
-    tables = tables[tables.role == "held-out"]
+    tables = tables[tables.origin.isin([file.name for file in tree.images["Test"]])]  # beside them: answers on the inner validation
     assert set(tables.arm) == set(opened.config.arms) and (tables.label == -1).all()
     for arm, rows in tables.groupby("arm"):
         if arm == "measure":
