@@ -195,16 +195,17 @@ def _verdict(opened):
 
     storage = opened.storage
     summary = json.loads(storage.read("report/summary.json"))
-    grid = Grid("arm", "test accuracy", "95% interval", *(["cross-validated"] if opened.config.split.folds else []))
+    grid = Grid("arm", "validation", "test", *(["cross-validated"] if opened.config.split.folds else []), title="accuracy (95% interval)")
+    if not summary["patients_known"]:
+        grid.caption = "patients unknown"
     for arm, figures in summary["arms"].items():
-        test, cv = figures["test"], figures["cv"]
-        row = [arm, f"{test['accuracy']:.1%}", "{:.1%} to {:.1%}".format(*test["ci95"])]
-        grid.add_row(*row, *([f"{cv['accuracy']:.1%} ({cv['ci95'][0]:.1%} to {cv['ci95'][1]:.1%})"] if cv else []))
+        parts = [figures["validation"], figures["test"], *([figures["cv"]] if opened.config.split.folds else [])]
+        grid.add_row(arm, *("{:.1%} ({:.1%} to {:.1%})".format(part["accuracy"], *part["ci95"]) if part else "–" for part in parts))
     out = Console()
     out.print(grid)
     from vhs.metrics import verdict
 
-    out.print(verdict(summary["paired"]))
+    out.print(verdict(summary))
     out.print(f"report: {storage.local('report/index.html')}", soft_wrap=True)
 
 

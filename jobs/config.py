@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from vhs.measure import CLASSES, VIEWS, View
 from vhs.prompts import class_prompt, concepts, instance_prompt, names_source
-from vhs.settings import Classifier, DreamBooth, Generation, Labeller, Phantoms, Priors, Section, Split, ViewName
+from vhs.settings import Classifier, DreamBooth, Generation, Labeller, Phantoms, Priors, Report, Section, Split, ViewName
 
 Arm = Literal["real", "real-matched", "mixed", "pretrain", "measure"]
 
@@ -72,6 +72,7 @@ class Config(Section):
     base_revision: str | None = Field(None, pattern="^[0-9a-f]{40}$")  # the commit of a hub id
     arms: tuple[Arm, ...] = ("real", "real-matched", "mixed", "measure")  # pretrain: one training more
     seeds: tuple[int, ...] = (0,)  # of classifier training; one classifier an arm, scope and seed
+    purpose: Literal["confirmatory", "descriptive"] = "confirmatory"  # descriptive: the verdict says that it only describes this data
     phantoms: Phantoms = Phantoms()
     ingest: Ingest = Ingest()
     split: Split = Split()
@@ -80,6 +81,7 @@ class Config(Section):
     dreambooth: DreamBooth = DreamBooth()
     generation: Generation = Generation()
     classifier: Classifier = Classifier()
+    report: Report = Report()
     execution: Execution = Execution()
     expect: Expect | None = None
 

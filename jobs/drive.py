@@ -74,11 +74,11 @@ def _reaches(stage: str, only: str) -> bool:
 def publish(run: Run):
     """The views that people and plain tools look for, made anew from the markers; vhs itself never reads them. And checkpoints nobody needs go.
 
-    report/index.html and summary.json at fixed names, rejects.json beside the real images, and a shards.txt in every folder of shards.
+    The report's files (index.html, summary.json, predictions/) at fixed names, rejects.json beside the real images, and a shards.txt in every folder of shards.
     """
     done = [unit for _, units in run.named() for unit in units if run.done(unit)]
     for unit in (unit for unit in done if unit.stage == "report"):
-        for name in ("index.html", "summary.json"):
+        for name in run.marker(unit.marker).files:
             run.storage.put(f"report/{name}", run.storage.read(f"{run.marker(unit.marker).folder}/{name}"))
     for folder in sorted({unit.path.rpartition("/")[0] for unit in done if run.marker(unit.marker).shard}):
         mine = {unit.marker for unit in done}

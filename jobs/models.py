@@ -57,8 +57,10 @@ def seen(model: str) -> dict[str, list[str]]:
 
 @lru_cache
 def fingerprint(model: str) -> str:
-    """Digest of a model folder's files; a hub id with its commit, or a word, stands for itself."""
+    """Digest of a model folder's files, or of a file; a hub id with its commit, or a word, stands for itself."""
     folder = Path(model)
+    if folder.is_file():
+        return hashlib.sha256(folder.read_bytes()).hexdigest()[:16]
     if not folder.is_dir():
         return model
     whole = hashlib.sha256()

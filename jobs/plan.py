@@ -36,6 +36,7 @@ class Run:
         """What will be said, fixed before anything is trained."""
         config = self.config
         return {
+            "purpose": config.purpose,
             "primary_endpoint": "accuracy(mixed) - accuracy(real-matched) on the test split, paired by image, clustered by patient, 95% interval",
             "arms": list(config.arms),
             "seeds": list(config.seeds),

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, norm
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from vhs import metrics
 from vhs.measure import CLASSES, VIEWS
@@ -17,13 +18,16 @@ from vhs.measure import CLASSES, VIEWS
 few = hypothesis_settings(max_examples=25, deadline=None)
 
 
-def answers(correct, arm="mixed", seed=0, patient=None, scope="split", label=None, source="here", index=np.nan) -> pd.DataFrame:
-    """Predictions with the given correctness, image by image; a wrong answer is the next class."""
+def answers(correct, arm="mixed", seed=0, patient=None, scope="split", label=None, source="here", index=np.nan, role="held-out"):
+    """Predictions with the given correctness, image by image; a wrong answer is the next class, of probability 0.6."""
     n = len(correct)
     label = np.arange(n) % 3 if label is None else np.asarray(label)
+    predicted = np.where(np.asarray(correct, dtype=bool), label, (label + 1) % 3)
+    probability = np.where(np.eye(3)[predicted] > 0, 0.6, 0.2)
     return pd.DataFrame({
-        "key": [f"{i:016x}" for i in range(n)], "arm": arm, "scope": scope, "seed": seed, "patient": patient, "source": source,
-        "label": label, "predicted": np.where(np.asarray(correct, dtype=bool), label, (label + 1) % 3), "index": index,
+        "key": [f"{i:016x}" for i in range(n)], "arm": arm, "scope": scope, "seed": seed, "role": role, "patient": patient,
+        "source": source, "label": label, "predicted": predicted, "index": index,
+        **{f"p_{name}": probability[:, i] for i, name in enumerate(CLASSES)},
     })
 
 
@@ -118,6 +122,75 @@ def test_ignoring_the_patients_would_not_cover():
     assert misses <= 15
 
 
+@few
+@given(st.lists(st.tuples(st.integers(0, 2), st.booleans()), min_size=3, max_size=60))
+def test_balanced_accuracy_is_sklearns_and_inside_its_interval(images):
+    label, correct = np.array([label for label, _ in images]), [right for _, right in images]
+    rows = answers(correct, label=label)
+    found = metrics.balanced_accuracy(rows)
+    of_class = [np.mean([right for (name, right) in images if name == label]) for label in sorted(set(label))]
+    assert found["balanced_accuracy"] == pytest.approx(np.mean(of_class))
+    low, high = found["balanced_ci95"]
+    assert 0 <= low <= found["balanced_accuracy"] <= high <= 1
+    if set(rows.predicted) <= set(label):  # scikit-learn warns of a predicted class that no image has
+        assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(rows.label, rows.predicted))
+
+
+def test_balanced_accuracy_of_balanced_classes_is_an_accuracy():
+    rows = answers(np.tile([1, 1, 1, 0], 30).repeat(3), label=np.tile(np.arange(3), 120))
+    plain, balanced = metrics.accuracy(rows), metrics.balanced_accuracy(rows)
+    assert balanced["balanced_accuracy"] == plain["accuracy"] and balanced["balanced_ci95"] == pytest.approx(plain["ci95"], abs=2e-4)
+
+
+def test_true_balanced_accuracies_are_covered_about_95_times_in_100():
+    rng, draws, hits = np.random.default_rng(2), 300, 0
+    label, recall = np.repeat([0, 1, 2], [15, 45, 60]), np.array([0.5, 0.7, 0.9])
+    for _ in range(draws):
+        low, high = metrics.balanced_accuracy(answers(rng.random(120) < recall[label], label=label))["balanced_ci95"]
+        hits += low <= recall.mean() <= high
+    assert 0.91 <= hits / draws <= 0.99
+
+
+def scored(seed: int, n: int = 60) -> pd.DataFrame:
+    """Predictions with random probabilities that lean towards the truth."""
+    rng, label = np.random.default_rng(seed), np.arange(n) % 3
+    probability = rng.dirichlet([1, 1, 1], n) + 0.7 * np.eye(3)[label]
+    probability /= probability.sum(1, keepdims=True)
+    rows = answers(np.ones(n), label=label).assign(predicted=probability.argmax(1))
+    return rows.assign(**{f"p_{name}": probability[:, i] for i, name in enumerate(CLASSES)})
+
+
+def test_auroc_is_the_mean_over_classes_and_seeds():
+    rows = [scored(0).assign(seed=0), scored(1).assign(seed=1)]
+    want = [np.mean([roc_auc_score(part.label == i, part[f"p_{name}"]) for i, name in enumerate(CLASSES)]) for part in rows]
+    assert metrics.auroc(pd.concat(rows)) == pytest.approx(np.mean(want))
+    assert metrics.auroc(rows[0][rows[0].label != 2]) is None and metrics.auroc(rows[0].assign(seed=metrics.NO_SEED)) is None
+
+
+def test_calibration_error_by_hand():
+    # two bins: 4 images of confidence 0.6 of which 1 is right, 2 of confidence 0.9 that are both right
+    rows = answers([1, 0, 0, 0, 1, 1])
+    assert metrics.calibration_error(rows[:4]) == pytest.approx(0.35)
+    sure = rows[4:].assign(**{f"p_{name}": np.where(rows[4:].predicted == i, 0.9, 0.05) for i, name in enumerate(CLASSES)})
+    assert metrics.calibration_error(pd.concat([rows[:4], sure])) == pytest.approx((4 * 0.35 + 2 * 0.1) / 6)
+    assert metrics.calibration_error(rows.assign(seed=metrics.NO_SEED)) is None
+
+
+@few
+@given(st.integers(0, 10**6), st.integers(1, 80))
+def test_calibration_error_is_a_fraction(seed, n):
+    assert 0 <= metrics.calibration_error(scored(seed, n)) <= 1
+
+
+def test_calibrated_probabilities_have_a_small_error():
+    rng, n = np.random.default_rng(0), 20000
+    probability = rng.dirichlet([2, 1, 1], n)
+    label = (rng.random((n, 1)) > probability.cumsum(1)).sum(1)
+    rows = answers(np.ones(n), label=label).assign(predicted=probability.argmax(1))
+    rows = rows.assign(**{f"p_{name}": probability[:, i] for i, name in enumerate(CLASSES)})
+    assert metrics.calibration_error(rows) < 0.02 < metrics.calibration_error(rows.assign(predicted=(rows.predicted + 1) % 3))
+
+
 def test_seeds_average_before_images_do():
     predictions = pd.concat([answers([1, 1, 0, 0], seed=0), answers([1, 0, 1, 0], seed=1)])
     assert metrics.accuracy(predictions)["accuracy"] == 0.5 and metrics.accuracy(predictions)["images"] == 4
@@ -136,15 +209,28 @@ def test_minimum_detectable_agrees_with_the_interval():
     assert np.ptp(paired["ci95"]) / 2 == pytest.approx(metrics.minimum_detectable(400, paired["discordance"]), rel=0.05)
 
 
+def found(paired: dict | None, purpose: str = "confirmatory", judged: bool = True) -> dict:
+    """A summary as far as the verdict reads it."""
+    arm = {"test": {"accuracy": 0.5} if judged else None, "validation": None, "cv": None, "seeds": [0]}
+    return {"paired": paired, "purpose": purpose, "arms": {"mixed": arm}}
+
+
 @pytest.mark.parametrize(("paired", "sentence"), [
-    ({"difference": 0.063, "ci95": [0.012, 0.11]}, "Generation helped: +6.3 points [1.2, 11.0]"),
-    ({"difference": 0.010, "ci95": [-0.042, 0.063]},
+    ({"from": "test", "difference": 0.063, "ci95": [0.012, 0.11]}, "Generation helped: +6.3 points [1.2, 11.0]"),
+    ({"from": "test", "difference": 0.010, "ci95": [-0.042, 0.063]},
      "No difference could be shown: +1.0 points [-4.2, 6.3]; this test set could have detected about 5.2 points"),
-    ({"difference": -0.08, "ci95": [-0.12, -0.031]}, "Generation hurt: -8.0 points [-12.0, -3.1]"),
+    ({"from": "test", "difference": -0.08, "ci95": [-0.12, -0.031]}, "Generation hurt: -8.0 points [-12.0, -3.1]"),
+    ({"from": "cv", "difference": 0.063, "ci95": [0.012, 0.11]},
+     "Generation helped: +6.3 points [1.2, 11.0] out of fold, for the test part has no labels"),
     (None, "No verdict: mixed and real-matched were not both trained as planned"),
 ])
 def test_verdict(paired, sentence):
-    assert metrics.verdict(paired) == sentence
+    assert metrics.verdict(found(paired)) == sentence
+    assert metrics.verdict(found(paired, "descriptive")) == f"Descriptive: {sentence[0].lower()}{sentence[1:]}"
+
+
+def test_no_labels_and_no_folds_leave_no_verdict():
+    assert metrics.verdict(found(None, judged=False)) == "No verdict: the test part has no labels and no folds were run"
 
 
 def test_joined_once_orders_and_names_what_is_wrong():
@@ -175,7 +261,7 @@ def test_confusion_is_the_mean_over_seeds():
     assert matrix[list(CLASSES)].to_numpy().tolist() == [[0.5, 0.5, 0], [0, 1, 0], [0, 0, 1]]
 
 
-def test_generated_and_labeller_figures():
+def test_generated_figures():
     generated = pd.DataFrame({
         "prompted": [0, 0, 1, 2, 2], "measured": [0, 1, 1, 2, 0], "accepted": [True, True, False, False, False],
         "reason": ["", "", "spread", "implausible geometry", "spread"],
@@ -187,32 +273,80 @@ def test_generated_and_labeller_figures():
     assert list(rejections.index) == list(CLASSES) and list(rejections.columns) == ["accepted", "implausible geometry", "spread"]
     assert rejections.to_numpy().tolist() == [[1, 0, 1], [1, 0, 1], [0, 1, 0]]
     assert tables["agreement"][list(CLASSES)].to_numpy().tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 1]]
-    measured = pd.DataFrame({"label": [0, 1, 2], "index": [8.0, np.nan, 10.5], "measured": [8.1, 9.0, 9.9]})
-    quality = metrics.labeller_quality(measured, VIEWS["canine_lateral"])
-    assert quality == {"index_mae": pytest.approx(0.35), "class_accuracy": pytest.approx(2 / 3)}
-    assert metrics.labeller_quality(measured.assign(index=np.nan), VIEWS["canine_lateral"])["index_mae"] is None
+
+
+def test_an_image_without_a_measured_class_is_counted_as_such():
+    generated = pd.DataFrame({"prompted": [0, 1], "measured": [-1, 1], "accepted": [False, True], "reason": ["implausible geometry", ""]})
+    tables = metrics.generated_tables(generated)
+    assert tables["rejections"].set_index("measured class").loc["none"].tolist() == [0, 1]
+    assert tables["agreement"].set_index("prompted class")["none"].tolist() == [1, 0, 0]
+
+
+@few
+@given(st.lists(st.tuples(st.floats(3, 17), st.booleans()), min_size=1, max_size=40), st.sampled_from(sorted(VIEWS)))
+def test_bins_of_the_index_lose_no_plausible_image(images, name):
+    view = VIEWS[name]
+    low, high = view.plausible
+    index = np.array([low + (value - 3) / 14 * (high - low) for value, _ in images])
+    bins = metrics.generated_by_index(pd.DataFrame({"index": index, "accepted": [accepted for _, accepted in images]}), view)
+    assert bins.produced.sum() == len(images) and bins.accepted.sum() == sum(accepted for _, accepted in images)
+    assert (bins.accepted <= bins.produced).all() and np.allclose(np.diff(bins.low), view.bin_width)
+    for row in bins.itertuples():
+        assert ((index >= row.low - 1e-6) & (index < row.high + 1e-6)).sum() >= row.produced
+
+
+def test_bins_of_the_index_by_hand():
+    index = [0.42, 0.43, 0.44, 0.50, np.nan, np.inf, 7.0]  # 0.42 / 0.02 is a little less than 21 in floating point
+    bins = metrics.generated_by_index(pd.DataFrame({"index": index, "accepted": [True, False, True, True, False, False, False]}), VIEWS["human_frontal"])
+    assert bins.low.tolist() == [0.42, 0.44, 0.46, 0.48, 0.5] and bins.high.tolist() == [0.44, 0.46, 0.48, 0.5, 0.52]
+    assert bins.produced.tolist() == [2, 1, 0, 0, 1] and bins.accepted.tolist() == [1, 1, 0, 0, 1]
+    assert metrics.generated_by_index(pd.DataFrame({"index": [np.nan], "accepted": [False]}), VIEWS["human_frontal"]).empty
+
+
+FIGURES = {"accuracy", "ci95", "balanced_accuracy", "balanced_ci95", "auroc", "ece", "images", "patients"}
 
 
 def test_summary_has_the_documented_shape():
     predictions = pd.concat([
         answers([1, 1, 0, 1], "real"), arms([1, 1, 1, 1], [1, 1, 0, 0]), arms([1, 1, 1, 1], [1, 1, 0, 0], seed=1),
+        answers([1, 0, 1], "real", role="validation").assign(key=["v", "w", "x"]),
         answers([1, 1, 0, 1], "measure", seed=metrics.NO_SEED),
         answers([1, 0], "real", scope="fold-0"), answers([1, 1], "real", scope="fold-1").assign(key=["a", "b"]),
     ])
-    found = metrics.summary(predictions, labeller=None, generated={"asked": 4, "produced": 3, "accepted": 2, "agreement": 0.5})
+    found = metrics.summary(predictions, generated={"asked": 4, "produced": 3, "accepted": 2, "agreement": 0.5})
     assert json.loads(json.dumps(found)) == found
-    assert set(found) == {"arms", "paired", "labeller", "generated"} and list(found["arms"]) == ["real", "real-matched", "mixed", "measure"]
-    assert set(found["arms"]["real"]) == {"test", "cv", "seeds"} and set(found["arms"]["real"]["test"]) == {"accuracy", "ci95"}
-    cv = found["arms"]["real"]["cv"]
-    assert cv["accuracy"] == 0.75 and cv["folds"] == 2 and set(cv) == {"accuracy", "ci95", "folds"} and found["arms"]["mixed"]["cv"] is None
-    assert found["arms"]["mixed"]["seeds"] == [0, 1] and found["arms"]["measure"]["seeds"] == []
-    assert set(found["paired"]) == {"arms", "difference", "ci95"} and found["paired"]["difference"] == 0.5
-    assert metrics.summary(predictions[predictions.arm != "mixed"], labeller=None, generated=None)["paired"] is None
+    assert set(found) == {"purpose", "patients_known", "unlabelled", "arms", "paired", "labeller", "generated", "likeness"}
+    assert list(found["arms"]) == ["real", "real-matched", "mixed", "measure"] and found["unlabelled"] == 0
+    real, measure = found["arms"]["real"], found["arms"]["measure"]
+    assert set(real) == {"test", "validation", "cv", "seeds"} and set(real["test"]) == set(real["validation"]) == FIGURES
+    assert (real["test"]["accuracy"], real["validation"]["accuracy"], real["cv"]["accuracy"]) == (0.75, pytest.approx(2 / 3), 0.75)
+    assert real["cv"]["folds"] == 2 and set(real["cv"]) == FIGURES | {"folds"} and found["arms"]["mixed"]["cv"] is None
+    assert found["arms"]["mixed"]["validation"] is None and found["arms"]["mixed"]["seeds"] == [0, 1]
+    assert measure["seeds"] == [] and measure["test"]["auroc"] is None and measure["test"]["ece"] is None
+    assert found["paired"] == {"from": "test", "arms": ["mixed", "real-matched"], "images": 4, "patients": 4} | {
+        name: found["paired"][name] for name in ("difference", "ci95")
+    }
+    assert found["paired"]["difference"] == 0.5
+    assert metrics.summary(predictions[predictions.arm != "mixed"])["paired"] is None
+    assert metrics.summary(predictions, unmixed=["split"])["paired"] is None and metrics.summary(predictions, unmixed=["fold-0"])["paired"]
 
 
-def test_summary_refuses_an_arm_without_test_predictions():
-    with pytest.raises(ValueError, match="arm real has no predictions of scope 'split', only of fold-0"):
-        metrics.summary(answers([1, 0], "real", scope="fold-0"), labeller=None, generated=None)
+def test_a_test_part_without_labels_is_judged_out_of_fold():
+    folds = [arms([1, 1, 1, 0], [1, 0, 0, 0], scope=f"fold-{k}").assign(key=lambda t, k=k: t.key + f"-{k}") for k in (0, 1)]
+    test = arms([1, 1, 1, 1], [1, 1, 1, 1]).assign(label=metrics.UNLABELLED)
+    predictions = pd.concat([test, *folds], ignore_index=True)
+    part, rows = metrics.judged(predictions)
+    assert part == "cv" and len(rows) == 16 and set(rows.scope) == {"fold-0", "fold-1"}
+    found = metrics.summary(predictions)
+    assert found["arms"]["mixed"]["test"] is None and found["arms"]["mixed"]["cv"]["accuracy"] == 0.75 and found["unlabelled"] == 4
+    assert found["paired"]["from"] == "cv" and found["paired"]["difference"] == 0.5 and found["paired"]["images"] == 8
+    assert metrics.verdict(found).endswith("out of fold, for the test part has no labels; these folds could have detected about "
+                                           f"{50 * np.ptp(found['paired']['ci95']):.1f} points")
+    assert metrics.summary(predictions, unmixed=["fold-1"])["paired"] is None
+    alone = metrics.summary(test)
+    assert alone["paired"] is None and metrics.verdict(alone) == "No verdict: the test part has no labels and no folds were run"
+    some = pd.concat([test, arms([1, 0], [1, 1]).assign(key=["a", "b"] * 2), *folds])
+    assert metrics.judged(some)[0] == "test" and metrics.summary(some)["arms"]["mixed"]["test"]["images"] == 2
 
 
 def test_unpaired_images_are_refused():

@@ -14,65 +14,83 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from vhs import metrics, split
-from vhs.measure import VIEWS
-from vhs.report import contact_sheet, forest, labeller_scatter, overlay, render
+from vhs import metrics
+from vhs.measure import CLASSES, VIEWS
+from vhs.report import agreement, captioned, contact_sheet, curves, fitted, forest, index_bins, labeller_scatter, overlay, render
 from vhs.report.overlay import AXIS_COLOURS
-from vhs.settings import Split
 
 VIEW = VIEWS["canine_lateral"]
 POINTS = np.array([[20, 20], [60, 70], [22, 66], [64, 28], [10, 8], [80, 8]], dtype=np.float32)
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
-def run(images: int = 60) -> tuple[dict, dict, dict, dict]:
-    """Summary, tables, figures and notes of a made-up run that fills every section of the page."""
+SECTIONS = ["arms", "data", "where", "confusion", "labeller", "generated", "likeness", "sheets", "curves", "files", "plan", "limits"]
+
+
+def run(images: int = 60, **options) -> tuple[dict, dict, dict, dict]:
+    """Summary, tables, figures and notes of a made-up run that fills every section of the page; `options` go to metrics.summary."""
     rng = np.random.default_rng(0)
     index = rng.normal(9.2, 1.3, images)
     label = VIEW.classify(index)
 
-    def answers(arm: str, right: float, seed: int, scope: str = "split") -> pd.DataFrame:
+    def answers(arm: str, right: float, seed: int, scope: str = "split", role: str = "held-out") -> pd.DataFrame:
+        predicted = np.where(rng.random(images) < right, label, (label + 1) % 3)
         return pd.DataFrame({
-            "key": [f"{scope}{i}" for i in range(images)], "arm": arm, "scope": scope, "seed": seed, "patient": None,
-            "source": np.where(index > 9, "north", "south"), "label": label, "index": index,
-            "predicted": np.where(rng.random(images) < right, label, (label + 1) % 3),
+            "key": [f"{scope}{role}{i}" for i in range(images)], "arm": arm, "scope": scope, "seed": seed, "role": role, "patient": None,
+            "source": np.where(index > 9, "north", "south"), "label": label, "index": index, "predicted": predicted,
+            **{f"p_{name}": np.where(predicted == i, 0.8, 0.1) for i, name in enumerate(CLASSES)},
         })
 
     tested = [answers(arm, right, seed) for arm, right in (("real", 0.7), ("real-matched", 0.72), ("mixed", 0.8)) for seed in (0, 1)]
+    tested.append(answers("real", 0.75, 0, role="validation"))
     folds = [answers("real", 0.7, 0, scope) for scope in ("fold-0", "fold-1")]
     predictions = pd.concat([*tested, answers("measure", 0.85, metrics.NO_SEED), *folds])
-    measured = pd.DataFrame({"label": label, "index": index, "measured": index + rng.normal(0, 0.2, images)})
+    measured = pd.DataFrame({
+        "label": label, "index": index, "measured": index + rng.normal(0, 0.2, images), "spread": rng.random(images),
+        "source": np.where(index > 9, "north", "south"),
+    })
     reason = np.where(index > 8, "", "implausible geometry")
-    generated = pd.DataFrame({"prompted": label, "measured": label[::-1], "accepted": index > 8, "reason": reason})
+    generated = pd.DataFrame({"prompted": label, "measured": label[::-1], "accepted": index > 8, "reason": reason, "index": index})
+    features = [pd.DataFrame({"label": label, "patient": [f"p{i}" for i in range(images)], "feature": list(rng.normal(k, 1, (images, 4)))}) for k in (0, 1)]
+    likeness = {"features": "labeller features", "classes": {}, "probe": metrics.probe_auroc(*features)}
     quality, funnel = metrics.labeller_quality(measured, VIEW), metrics.generated_counts(generated, asked=72)
-    summary = metrics.summary(predictions, labeller=quality, generated=funnel)
-    tables = metrics.tables(predictions[predictions.scope == "split"], VIEW) | metrics.generated_tables(generated)
-    images_split = split.make_split(answers("real", 1, 0), Split())
-    tables["splits"] = split.counts(images_split, "split")
+    summary = metrics.summary(predictions, labeller=quality, generated=funnel, likeness=likeness, **options)
+    tables = metrics.tables(metrics.judged(predictions)[1], VIEW) | metrics.generated_tables(generated)
+    tables |= {"likeness": metrics.frechet_by_class(*features), "measurement": metrics.measurement_by(measured, "source")}
+    tables["composition"] = pd.DataFrame({"images": ["training", "arm mixed"], "origin": ["real", "generated"], "small": [9, 30], "all": [60, 90]})
     sheet = contact_sheet([overlay(np.full((96, 96), 60, np.uint8), POINTS, VIEW, "VHS 9.1", scale=2)] * 5, columns=3)
-    figures = {"forest": forest(summary), "labeller": labeller_scatter(measured, VIEW), "real": sheet, "generated": sheet}
+    learnt = pd.DataFrame([
+        {"model": model, "series": series, "number": 0, "step": step, "figure": figure, "value": 1 / (1 + step)}
+        for model, series in (("classifier", "real"), ("classifier", "mixed"), ("DreamBooth", "DreamBooth"))
+        for step in range(0, 40, 4) for figure in ("loss", "validation_loss", "validation_accuracy")
+    ])
+    drawn = {"forest": forest(summary), "labeller": labeller_scatter(measured, VIEW), "agreement": agreement(measured, VIEW)}
+    drawn |= {"bins": index_bins(metrics.generated_by_index(generated, VIEW), VIEW), "curves": curves(learnt)}
+    figures = drawn | dict.fromkeys(("real", "generated", "true", "measured", "rejected", "pairs"), sheet)
     notes = {
-        "title": "Dogs & hearts", "plan": {"primary endpoint": "mixed minus real-matched"}, "limits": ["Fewer than <100> dogs."],
-        "patients_known": split.patients_known(images_split),
+        "title": "Dogs & hearts", "index": "VHS", "plan": {"primary endpoint": "mixed minus real-matched"}, "limits": ["Fewer than <100> dogs."],
+        "versions": {"torch": "2.14", "cuda": ""},
     }
     return summary, tables, figures, notes
 
 
 @pytest.fixture(scope="module")
 def full() -> tuple:
-    return run()
+    return run(patients_known=False)
 
 
 def test_every_section_and_the_verdict_first(full):
     page = render(*full)
     text = html.unescape(re.sub(r"<[^>]+>", " ", page[page.index("<body>"):])).replace("\u00a0", " ")
-    sentence = metrics.verdict(full[0]["paired"])
+    sentence = metrics.verdict(full[0])
     assert sentence in text and text.index(sentence) < text.index("Arms")
     sections = re.findall(r'<section id="(\w+)"', page)
-    assert sections == ["arms", "where", "confusion", "generated", "labeller", "sheets", "data", "plan", "limits"]
+    assert sections == SECTIONS
     low, high = (f"{100 * bound:.1f}" for bound in full[0]["arms"]["mixed"]["test"]["ci95"])
     assert f"[{low}, {high}]" in text and "real-matched" in text and "implausible geometry" in text and "not for diagnosis" in text
-    assert "do not name their patient" in text and "Fewer than <100> dogs." in text and "Fewer than <100>" not in page
+    assert text.count("Patients unknown.") >= 7 and "Patients unknown" not in render(*run()) and "large = 0, normal = 1, small = 2" in text
+    assert "of 60 clusters of near-duplicates" in text and "Generated with torch 2.14." in text and "Descriptive" not in text
+    assert "Fewer than <100> dogs." in text and "Fewer than <100>" not in page
 
 
 def test_the_page_holds_no_address_and_no_id_twice(full):
@@ -85,23 +103,44 @@ def test_the_page_holds_no_address_and_no_id_twice(full):
 
 
 def test_same_figures_same_bytes(full):
-    summary, tables, figures, notes = run()
+    summary, tables, figures, notes = run(patients_known=False)
     assert figures == full[2] and render(summary, tables, figures, notes) == render(*full)
     assert b"currentColor" in figures["forest"] and b"--accent" in figures["forest"] and b"#010203" not in figures["forest"]
-    ElementTree.fromstring(figures["forest"])  # also a file of its own
+    for name in ("forest", "labeller", "agreement", "bins", "curves"):
+        ElementTree.fromstring(figures[name])  # also a file of its own
+
+
+def test_a_descriptive_run_says_so_first():
+    page = render(*run(purpose="descriptive"))
+    assert re.search(r"<h1>Descriptive: [a-z]", page) and "planned to describe its data, not to decide" in page
+
+
+def test_a_test_part_without_labels_still_has_a_page(full):
+    """The verdict rests on the folds, and the page says so; where there are none it says that."""
+    figures = full[0]["arms"]["real"]["cv"]
+    arms = {arm: {"test": None, "validation": None, "cv": figures, "seeds": [0]} for arm in ("real-matched", "mixed")}
+    paired = {**full[0]["paired"], "from": "cv"}
+    summary = {**full[0], "arms": arms, "paired": paired, "unlabelled": 40}
+    page = html.unescape(render(summary, {}, {"forest": forest(summary)}, {"judged": "cv"})).replace("\u00a0", " ")
+    assert "out of fold, for the test part has no labels" in page and "the 40 without a label included" in page
+    assert '<th scope="col" class="n">cross-validation</th>' in page and '<th scope="col" class="n">test</th>' not in page
+    nothing = {**summary, "arms": {"real": {**arms["mixed"], "cv": None}}, "paired": None}
+    assert "the test part has no labels and no folds were run" in render(nothing, {}, {"forest": forest(nothing)}, {})
 
 
 def test_a_run_with_little_to_say_still_has_a_page():
-    arm = {"test": {"accuracy": 0.5, "ci95": [0.2, 0.8]}, "cv": None, "seeds": [0]}
+    figures = {"accuracy": 0.5, "ci95": [0.2, 0.8], "balanced_accuracy": 0.5, "balanced_ci95": [0.2, 0.8], "auroc": None, "ece": None}
+    arm = {"test": figures, "validation": None, "cv": None, "seeds": [0]}
     nothing = {"asked": 3, "produced": 0, "accepted": 0, "agreement": None}
-    summary = {"arms": {"real": arm}, "paired": None, "labeller": None, "generated": nothing}
+    summary = {"arms": {"real": arm}, "paired": None, "labeller": None, "generated": nothing, "likeness": None}
+    summary |= {"purpose": "confirmatory", "patients_known": True, "unlabelled": 0}
     page = render(summary, {"by_seed": pd.DataFrame(columns=["arm", "seed"])}, {"forest": forest(summary)}, {})
-    assert re.findall(r'<section id="(\w+)"', page) == ["arms", "generated", "limits"]
+    assert re.findall(r'<section id="(\w+)"', page) == ["arms", "generated", "files", "limits"]
     assert "No verdict" in page and "The measured class is" not in page and "cross-validation</th>" not in page
 
 
 def test_unknown_parts_are_refused(full):
-    with pytest.raises(ValueError, match="shows no table called by_sauce; it knows by_source, by_class"):
+    with pytest.raises(ValueError, match="shows no table called by_sauce; it knows by_class, by_source"):
         render(full[0], {"by_sauce": full[1]["by_source"]}, {}, {})
     with pytest.raises(ValueError, match="shows no figure called funnel"):
         render(full[0], {}, {"funnel": b""}, {})
@@ -127,6 +166,16 @@ def test_overlay_survives_points_outside_and_refuses_a_wrong_count():
     assert overlay(np.zeros((64, 64), np.uint8), POINTS * 10 - 100, VIEW).shape == (64, 64, 3)
     with pytest.raises(ValueError, match=r"draws 6 points \(A, B, C, D, E, F\), got an array of shape \(4, 2\)"):
         overlay(np.zeros((64, 64), np.uint8), POINTS[:4], VIEW)
+
+
+def test_points_stay_on_their_spot_when_an_image_is_fitted():
+    image = np.zeros((60, 90), np.uint8)
+    image[30:32, 60:62] = 255
+    small, scale = fitted(image, 270)
+    assert small.shape == (180, 270) and scale == 3
+    y, x = np.unravel_index(small.astype(int).argmax(), small.shape)
+    assert abs(x - ((60.5 + 0.5) * scale - 0.5)) <= scale and abs(y - ((30.5 + 0.5) * scale - 0.5)) <= scale
+    assert captioned(image, "").shape == (60, 90, 3) and (captioned(image, "a word") != captioned(image, "")).any()
 
 
 def test_contact_sheet_places_tiles_in_rows():
@@ -164,5 +213,5 @@ def test_the_page_fits_a_screen_and_a_phone(full, tmp_path):
     assert [seen["asked"] for seen in found] == [1200, 400]
     for seen in found:
         assert seen["wide"] <= seen["asked"] and seen["tall"] > 1000 and 200 < seen["svg"] <= seen["asked"]
-        assert seen["heading"].replace("\u00a0", " ") == metrics.verdict(full[0]["paired"]) and seen["images"] == [584, 584]
+        assert seen["heading"].replace("\u00a0", " ") == metrics.verdict(full[0]) and seen["images"] == [584] * 6
         assert seen["mark"] == "rgb({}, {}, {})".format(*bytes.fromhex(seen["accent"].lstrip("#")))

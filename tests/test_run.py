@@ -23,18 +23,31 @@ def _generated(reference) -> pd.DataFrame:
 
 def test_summary_has_the_documented_keys(reference):
     summary = json.loads((reference / "report" / "summary.json").read_text())
-    assert set(summary) == {"arms", "paired", "labeller", "generated"}
-    assert list(summary["arms"]) == ["real", "real-matched", "mixed", "measure"]
+    assert set(summary) == {"purpose", "patients_known", "unlabelled", "arms", "paired", "labeller", "generated", "likeness"}
+    assert {"real", "real-matched", "mixed", "measure"} <= set(summary["arms"])
     for arm in summary["arms"].values():
         low, high = arm["test"]["ci95"]
-        assert set(arm) == {"test", "cv", "seeds"} and 0 <= low <= arm["test"]["accuracy"] <= high <= 1 and arm["cv"] is None
-    assert summary["paired"]["arms"] == ["mixed", "real-matched"]
+        assert set(arm) == {"test", "validation", "cv", "seeds"} and 0 <= low <= arm["test"]["accuracy"] <= high <= 1 and arm["cv"] is None
+    assert summary["paired"]["arms"] == ["mixed", "real-matched"] and summary["paired"]["from"] == "test"
     assert summary["paired"]["difference"] == pytest.approx(
         summary["arms"]["mixed"]["test"]["accuracy"] - summary["arms"]["real-matched"]["test"]["accuracy"]
     )
-    assert set(summary["labeller"]) == {"index_mae", "class_accuracy"}
+    assert set(summary["labeller"]) == {"class_accuracy", "index_mae", "bias", "limits", "spread_rank"}
     assert summary["generated"]["asked"] == 3 * 12 and summary["generated"]["produced"] == len(_generated(reference))
+    assert summary["likeness"]["features"] == "labeller features" and 0 <= summary["likeness"]["probe"]["auroc"] <= 1
     assert "research use" in (reference / "report" / "index.html").read_text().lower()
+
+
+def test_every_arm_has_an_evaluators_file_of_every_test_image(reference):
+    run = reopen(str(reference))
+    predictions = pd.concat([manifest.read(run.storage, path).to_pandas() for path in run.committed("evaluate")])
+    held_out = predictions[predictions.role == "held-out"]
+    for arm, rows in held_out.groupby("arm"):
+        lines = (reference / "report" / "predictions" / f"{arm}.csv").read_bytes().decode().removesuffix("\r\n").split("\r\n")
+        answers = dict(line.split(",") for line in lines)
+        assert list(answers) == sorted(rows.origin) and len(lines) == len(rows)
+        for row in rows.itertuples():  # one seed: its own answer, large 0, normal 1, small 2
+            assert answers[row.origin] == (f"{row.measured:.4f}" if arm == "measure" else str(2 - row.predicted))
 
 
 def test_webdataset_reads_the_shards_that_shards_txt_names(reference):

@@ -188,6 +188,12 @@ class Classifier(Section):
     randaugment_ops: int = Field(2, ge=1)  # operations an image, each taken with probability 1/2 as timm does
 
 
+class Report(Section):
+    """What the report needs beside the run's own products."""
+
+    inception: str | None = None  # weights of the FID's Inception (vhs/inception.py): its features judge likeness; null: the labeller's do
+
+
 class Pretraining(Section):
     """The small Stable Diffusion that ships with the package, trained from nothing on phantoms (vhs/pretraining.py, `vhs pretrain`)."""
 

@@ -1,82 +1,98 @@
-"""report: every prediction joined once, the verdict with its interval, and what it rests on, as one page and summary.json."""
+"""report: every prediction joined once, the verdict with its interval, and what it rests on, as one page, summary.json and evaluators' CSVs.
+
+Images, measurements and curves that the page shows are those of the scope `split`; the folds enter by their predictions.
+"""
 
 from __future__ import annotations
 
 from jobs.unit import Files, Unit
 
-NAME, FOLDER, KIND, TORCH = "report", "report", "json", False
-SCIENCE = ("name", "view", "edges", "high_is_large", "resolution", "arms", "seeds", "generation.quota", "data", "phantoms.style")
-AFTER = ("ingest", "split", "labeller", "generate", "label", "train", "evaluate")
-SHOWN = 4  # images of each class on a contact sheet
+NAME, FOLDER, KIND, TORCH = "report", "report", "json", True
+SCIENCE = (
+    "name", "view", "edges", "high_is_large", "resolution", "threads", "arms", "seeds", "purpose", "generation.quota", "generation.by_source",
+    "data", "phantoms.style", "report",
+)  # fmt: skip
+AFTER = ("ingest", "split", "labeller", "dreambooth", "generate", "label", "train", "evaluate")
+FEATURE_CHUNK = 256  # images in memory at a time
 
 
 def units(run) -> list[Unit]:
-    roles = {
-        "real": "ingest",
-        "splits": "split",
-        "generated": "generate",
-        "labels": "label",
-        "classifiers": "train",
-        "predictions": "evaluate",
+    from jobs import models
+
+    inputs = {
+        "real": run.committed("ingest"),
+        "splits": run.committed("split"),
+        "labeller": run.committed("labeller", scope="split"),
+        "generator": run.committed("dreambooth", scope="split"),
+        "generated": run.committed("generate", scope="split"),
+        "labels": run.committed("label", scope="split"),
+        "classifiers": run.committed("train"),
+        "predictions": run.committed("evaluate"),
     }
-    return [run.unit(NAME, FOLDER, {role: run.committed(stage) for role, stage in roles.items()}, params={"analysis": run.analysis})]
+    params = {"scope": "split", "analysis": run.analysis}
+    if run.config.report.inception:
+        params["inception"] = models.fingerprint(run.config.report.inception)
+    return [run.unit(NAME, FOLDER, inputs, params=params)]
 
 
 def work(config, inputs, output) -> Files:
     import json
 
-    import pandas as pd
-
+    from jobs import lineage, rounds
     from shards import crash
     from vhs import metrics
     from vhs.measure import CLASSES
-    from vhs.report import forest, labeller_scatter, render
+    from vhs.report import render
 
-    view, predictions = config.measure, _predictions(inputs)
-    tested = predictions[predictions.scope == "split"]
-    measured = tested[tested.arm == "measure"]
+    predictions, scope = _predictions(inputs), lineage.split_rows(inputs)
     generated = _generated(inputs)
+    taught = rounds.accepted(inputs.samples("generated"), inputs.table("labels"), config.generation.quota)
+    strata = len(CLASSES) * (len(inputs.facts("generator")["sources"]) if config.generation.by_source else 1)
+    part, judged = metrics.judged(predictions)
+    measured = judged[judged.arm == "measure"]
+    likeness, by_class = _likeness(config, inputs, scope.training, taught)
     summary = metrics.summary(
         predictions,
-        labeller=metrics.labeller_quality(measured, view) if len(measured) else None,
-        generated=metrics.generated_counts(generated, asked=config.generation.quota * len(CLASSES)),
+        labeller=metrics.labeller_quality(measured, config.measure) if len(measured) else None,
+        generated=metrics.generated_counts(generated, asked=config.generation.quota * strata),
+        likeness=likeness,
+        purpose=config.purpose,
+        patients_known=inputs.facts("splits")["patients_known"],
+        unmixed=_unmixed(inputs),
     )
-    if "split" in _unmixed(inputs):
-        summary["paired"] = None
     (output.folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     crash.window("report-half-written")
-    tables = metrics.tables(tested, view) | {
-        "splits": pd.DataFrame(inputs.facts("splits")["counts"]["split"], columns=["source", "class", "training", "inner", "held_out"])
-    }
-    figures = {"forest": forest(summary), "real": _sheet(config, inputs, inputs.samples("real"), real=True)}
+    _write_csvs(predictions, output.folder / "predictions")
+    tables = metrics.generated_tables(generated) | {"likeness": by_class, "composition": _composition(inputs, scope, taught)}
+    if len(judged):
+        tables |= metrics.tables(judged, config.measure)
     if len(measured):
-        figures["labeller"] = labeller_scatter(measured, view)
-    tables |= metrics.generated_tables(generated)
-    figures["generated"] = _sheet(config, inputs, generated, real=False)
-    page = render(summary, tables, figures, _notes(config, inputs))
+        tables["measurement"] = metrics.measurement_by(measured, "source")
+    figures = _figures(config, inputs, summary, measured, generated, scope)
+    page = render(summary, tables, figures, _notes(config, inputs, part))
     (output.folder / "index.html").write_text(page, encoding="utf-8")
-    return Files({"verdict": metrics.verdict(summary["paired"])})
+    return Files({"verdict": metrics.verdict(summary)})
 
 
 def _predictions(inputs):
-    """Every arm's predictions of every scope on held-out images, each checked to answer each image once."""
+    """Every arm's predictions of every scope, each checked to answer each held-out and each validation image once."""
     import pandas as pd
 
     from vhs import metrics, split
 
     splits, predictions = inputs.table("splits"), inputs.table("predictions")
-    predictions = predictions[predictions.role == "held-out"]
-    scopes = predictions.groupby("scope", sort=False)
-    return pd.concat([metrics.joined_once(rows, split.held_out(splits, scope)) for scope, rows in scopes], ignore_index=True)
+    keys = {metrics.HELD_OUT: split.held_out, metrics.VALIDATION: split.inner}
+    parts = predictions.groupby(["scope", "role"], sort=False)
+    return pd.concat([metrics.joined_once(rows, keys[role](splits, scope)) for (scope, role), rows in parts], ignore_index=True)
 
 
 def _generated(inputs):
-    """The generated images of the test split's scope with their labels."""
+    """The generated images with their labels, in the order of their numbers."""
     from vhs.measure import CLASSES
 
     rows = inputs.samples("generated").merge(inputs.table("labels"), on="key", validate="one_to_one")
-    rows = rows[rows.generated_for == "split"]
-    return rows.assign(prompted=rows.prompted.map(CLASSES.index), measured=rows.label)
+    rows = rows.assign(prompted=rows.prompted.map(CLASSES.index), measured=rows.label)
+    return rows.sort_values(["number", "prompted"], kind="stable", ignore_index=True)
 
 
 def _unmixed(inputs) -> list[str]:
@@ -85,35 +101,119 @@ def _unmixed(inputs) -> list[str]:
     return sorted({item["scope"] for item in facts if item["arm"] == "mixed" and not item["generated"]})
 
 
-def _sheet(config, inputs, rows, real: bool) -> bytes:
-    """A few images of every class with their key points: true ones on real images, measured ones on generated images (accepted ones first)."""
+def _likeness(config, inputs, real, generated):
+    """How the generated images that teach differ from the real training images: the summary's figures, and a table by class."""
+    from vhs import metrics
+
+    ours, drawn = (rows.assign(feature=list(_features(config, inputs, rows))) for rows in (real, generated))
+    by_class = metrics.frechet_by_class(ours, drawn)
+    figures = {row.pop("class"): row for row in by_class.astype(object).where(by_class.notna(), None).to_dict("records")}
+    features = "Inception pool3" if config.report.inception else "labeller features"
+    return {"features": features, "classes": figures, "probe": metrics.probe_auroc(ours, drawn)}, by_class
+
+
+def _features(config, inputs, rows):
+    """Features of the images of `rows`, float32 [n, d]: of the FID's Inception if its weights are given, else of the scope's labeller."""
     import numpy as np
 
-    from jobs import batches
-    from vhs.report import contact_sheet, overlay
+    from jobs import batches, world
+    from vhs import inception
+    from vhs.labelling import Labeller
 
-    view = config.measure
-    if not real:
-        rows = rows.sort_values("accepted", ascending=False, kind="stable")
-    rows = rows[rows.label >= 0].groupby("label").head(SHOWN).sort_values("label", kind="stable", ignore_index=True)
-    images = batches.load_images(inputs.storage, rows)
-    drawn = []
-    for image, row in zip(images, rows.itertuples()):
-        if row.points is None:
-            drawn.append(image)
-            continue
-        points = (
-            batches.network_points(rows.loc[[row.Index]], config.resolution)[0]
-            if real
-            else np.asarray(row.points, np.float32).reshape(-1, 2)
-        )
-        refused = "" if real or row.accepted else f", {row.reason}"
-        drawn.append(overlay(image, points, view, f"{view.index} {row.index:.2f}{refused}", scale=max(1, 320 // len(image))))
-    return contact_sheet(drawn, SHOWN)
+    device = world.device(config.execution.device)
+    if config.report.inception:
+        net = inception.load(config.report.inception).to(device)
+    else:
+        labeller = Labeller.load(inputs.folder("labeller")).to(device)
+    found = [np.zeros((0, 0), np.float32)] if rows.empty else []
+    for start in range(0, len(rows), FEATURE_CHUNK):
+        part = rows.iloc[start : start + FEATURE_CHUNK]
+        images = batches.load_images(inputs.storage, part)
+        if config.report.inception:
+            found.append(inception.features(net, images))
+        else:
+            found.append(labeller.measure(images, part.key.tolist(), passes=1).features)
+    return np.concatenate(found)
 
 
-def _notes(config, inputs) -> dict:
+def _composition(inputs, scope, taught):
+    """Table 1: images of each class in each part, and how many of either origin each arm trains on."""
+    import pandas as pd
+
+    from vhs import metrics
+    from vhs.measure import CLASSES
+
+    def row(images: str, origin: str, rows, prior: str = "", steps=None) -> dict:
+        counts = {name: int((rows.label == label).sum()) for label, name in enumerate(CLASSES)}
+        no_label = int((rows.label < 0).sum())
+        return {"images": images, "origin": origin, "drawn": prior, **counts, "no label": no_label, "all": len(rows), "optimizer steps": steps}
+
+    rows = [row(name, "real", getattr(scope, part)) for name, part in (("training", "training"), ("validation", "inner"), ("test", "held_out"))]
+    facts = {marker.facts["arm"]: marker.facts for marker in inputs.markers("classifiers") if marker.facts["scope"] == "split"}
+    for arm, said in ((arm, facts[arm]) for arm in metrics.ARMS if arm in facts):
+        prior = " : ".join(f"{100 * share:.0f}" for share in said["class_prior"]) if said["class_prior"] else "as they are"
+        rows.append(row(f"arm {arm}", "real", scope.training, prior, said["steps"]))
+        if said["generated"]:
+            rows.append(row(f"arm {arm}", "generated", taught, prior))
+    table = pd.DataFrame(rows)
+    return table if table["no label"].any() else table.drop(columns="no label")
+
+
+def _figures(config, inputs, summary: dict, measured, generated, scope) -> dict[str, bytes]:
+    """Drawn figures and contact sheets; what there is nothing to show of is left out."""
+    from jobs import sheets
+    from vhs import metrics, report
+
+    view, accepted, refused = config.measure, generated[generated.accepted], generated[~generated.accepted]
+    learnt = _curves(inputs)
+    figures = {"forest": report.forest(summary), "real": sheets.plain(inputs, scope.training)}
+    if true := sheets.true(config, inputs, scope.training):
+        figures["true"] = true
+    if measured["index"].notna().any():
+        figures |= {"labeller": report.labeller_scatter(measured, view), "agreement": report.agreement(measured, view)}
+    if len(bins := metrics.generated_by_index(generated, view)):
+        figures["bins"] = report.index_bins(bins, view)
+    if len(accepted):
+        figures |= {"generated": sheets.plain(inputs, accepted), "measured": sheets.measured(config, inputs, accepted)}
+    if len(refused):
+        figures["rejected"] = sheets.rejected(config, inputs, refused)
+    if "near_key" in accepted and accepted.near_key.isin(scope.training.key).any():
+        figures["pairs"] = sheets.pairs(inputs, accepted, scope.training)
+    if len(learnt):
+        figures["curves"] = report.curves(learnt)
+    return figures
+
+
+def _curves(inputs):
+    """The learning curves that the scope's models left, long: model, series, number, step, figure, value."""
+    import json
+
+    import pandas as pd
+
+    found = []
+    for role, model in (("classifiers", "classifier"), ("labeller", "labeller"), ("generator", "DreamBooth")):
+        for marker in inputs.markers(role):
+            if marker.facts["scope"] != "split" or "curve.json" not in marker.files:
+                continue
+            for row in json.loads(inputs.storage.read(f"{marker.folder}/curve.json")):
+                about = {"model": model, "series": marker.facts.get("arm", model), "number": marker.facts.get("seed", 0), "step": row.pop("step")}
+                found += [{**about, "figure": name, "value": value} for name, value in row.items()]
+    return pd.DataFrame(found)
+
+
+def _write_csvs(predictions, folder) -> None:
+    """<folder>/<arm>.csv of the test part, as the field's evaluators read them."""
+    from vhs import metrics
+
+    folder.mkdir()
+    test = predictions[(predictions.scope == "split") & (predictions.role == metrics.HELD_OUT)]
+    for arm, rows in test.groupby("arm"):
+        (folder / f"{arm}.csv").write_bytes(metrics.evaluator_csv(rows))
+
+
+def _notes(config, inputs, part: str) -> dict:
     splits, rejects = inputs.facts("splits"), [reject for marker in inputs.markers("real") for reject in marker.facts["rejects"]]
+    rejects += splits.get("rejects", [])
     limits = []
     if config.data == "phantoms":
         limits.append(
@@ -122,8 +222,6 @@ def _notes(config, inputs) -> dict:
         )
     if rejects:
         limits.append(f"{len(rejects)} files were not used, the first {rejects[0]['file']}: {rejects[0]['reason']}.")
-    if not splits["patients_known"]:
-        limits.append("Patients unknown: images of one patient may be on both sides of the split.")
     if unmixed := _unmixed(inputs):
         limits.append(
             f"No generated image was mixed in for {', '.join(unmixed)}: at least one class had none accepted, and then origin would tell "
@@ -133,4 +231,10 @@ def _notes(config, inputs) -> dict:
         what.replace("_", " "): ", ".join(map(str, said)) if isinstance(said, list) else said
         for what, said in inputs.params["analysis"].items()
     }
-    return {"title": config.name, "plan": plan, "limits": limits, "patients_known": splits["patients_known"]}
+    return {"title": config.name, "index": config.measure.index, "plan": plan, "limits": limits, "judged": part, "versions": _versions(inputs)}
+
+
+def _versions(inputs) -> dict[str, str]:
+    """What the generated images were computed with; several values where units ran on unlike machines."""
+    numerics = [marker.facts["numerics"] for marker in inputs.markers("generated")]
+    return {name: ", ".join(sorted({item[name] for item in numerics} - {""})) for name in (numerics[0] if numerics else ())}

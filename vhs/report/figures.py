@@ -7,27 +7,34 @@ light, dark and paper. matplotlib has no such colours: stand-ins are drawn and r
 from __future__ import annotations
 
 import io
+import itertools
 
 import numpy as np
 import pandas as pd
 
 from vhs.measure import CLASSES, View
+from vhs.metrics import bland_altman
 
 INK, ACCENT, SECOND, THIRD = "#010203", "#040506", "#070809", "#0a0b0c"
 STAND_INS = {INK: "currentColor", ACCENT: "var(--accent, #0f6fb5)", SECOND: "var(--second, #b5530f)", THIRD: "var(--third, #2a8a57)"}
 
 
 def forest(summary: dict) -> bytes:
-    """Accuracy of every arm with its 95% interval (test filled, cross-validation hollow) and below it the paired difference -> SVG."""
+    """Accuracy of every arm with its 95% interval (test filled, cross-validation hollow, validation a tick) and below it the paired
+    difference -> SVG."""
     arms, paired = summary["arms"], summary["paired"]
     with _style():
         heights = [0.4 + 0.42 * len(arms), *([0.62] if paired else [])]
         figure, axes = _canvas(6.6, sum(heights) + 0.5 * len(heights), heights)
         top = axes[0]
         for row, figures in enumerate(arms.values()):
-            _interval(top, row + (0.12 if figures["cv"] else 0), figures["test"], "accuracy", filled=True)
+            below, above = (0.14, 0.14) if figures["test"] and figures["cv"] else (0, 0)
+            if figures["validation"]:
+                top.plot(100 * figures["validation"]["accuracy"], row + below, color=INK, marker="|", markersize=12, alpha=0.6)
+            if figures["test"]:
+                _interval(top, row + below, figures["test"], "accuracy", filled=True)
             if figures["cv"]:
-                _interval(top, row - 0.16, figures["cv"], "accuracy", filled=False)
+                _interval(top, row - above, figures["cv"], "accuracy", filled=False)
         top.set(yticks=range(len(arms)), yticklabels=list(arms), ylim=(len(arms) - 0.5, -0.5), xlabel="accuracy, % (95% interval)")
         top.grid(axis="x", alpha=0.2)
         if paired:
@@ -55,6 +62,72 @@ def labeller_scatter(measured: pd.DataFrame, view: View) -> bytes:
         axis.set(xlabel=f"true {view.index}", ylabel=f"measured {view.index}", aspect="equal")
         axis.legend(frameon=False, labelcolor=INK, loc="upper left")
         return _svg(figure, "labeller")
+
+
+def agreement(measured: pd.DataFrame, view: View) -> bytes:
+    """Bland & Altman's figure: difference against mean of measured and true index, with bias and limits of agreement, marks by true class,
+    from columns index, measured, label -> SVG."""
+    known = measured.dropna(subset=["index", "measured"])
+    found = bland_altman(known.measured, known["index"])
+    with _style():
+        figure, (axis,) = _canvas(4.6, 4.4, [1])
+        for label, (name, colour, marker) in enumerate(zip(CLASSES, (ACCENT, THIRD, SECOND), "osv")):
+            of_class = known[known.label == label]
+            mean, difference = (of_class.measured + of_class["index"]) / 2, of_class.measured - of_class["index"]
+            axis.scatter(mean, difference, s=14, color=colour, marker=marker, alpha=0.75, linewidths=0, label=name)
+        axis.axhline(found["bias"], color=INK, linewidth=0.8)
+        for limit in found["limits"] or ():
+            axis.axhline(limit, color=INK, linewidth=0.8, linestyle=(0, (3, 3)), alpha=0.6)
+        axis.set(xlabel=f"mean of true and measured {view.index}", ylabel=f"measured minus true {view.index}")
+        return _svg(figure, "agreement")
+
+
+def index_bins(bins: pd.DataFrame, view: View) -> bytes:
+    """Images produced (outline) and accepted (filled) in each bin of the measured index, the share accepted above, class edges dashed -> SVG.
+
+    Columns low, high, produced, accepted: metrics.generated_by_index.
+    """
+    with _style():
+        figure, (axis,) = _canvas(6.6, 2.8, [1])
+        middle, width = (bins.low + bins.high) / 2, view.bin_width
+        axis.bar(middle, bins.produced, width, color="none", edgecolor=INK, linewidth=0.8)
+        axis.bar(middle, bins.accepted, width, color=ACCENT, edgecolor=INK, linewidth=0.8)
+        for row in bins[bins.produced > 0].itertuples():
+            share = f"{100 * row.accepted / row.produced:.0f}"
+            axis.annotate(share, ((row.low + row.high) / 2, row.produced), (0, 3), textcoords="offset points", ha="center", fontsize=8)
+        for edge in view.edges:
+            axis.axvline(edge, color=INK, linewidth=0.8, linestyle=(0, (3, 3)))
+        axis.set(xlabel=f"measured {view.index}", ylabel="images")
+        axis.margins(y=0.12)
+        return _svg(figure, "bins")
+
+
+def curves(rows: pd.DataFrame) -> bytes:
+    """Learning curves -> SVG: a panel for each model and kind of figure (loss, accuracy).
+
+    Columns model, series (a colour), number (tells the lines of a series apart: the seed), step, figure, value.
+    Figures are named "loss" or end in "_loss" or "_accuracy"; those that begin with "validation" are drawn dashed, as they are, and the
+    others, which a batch made noisy, as running means over a twentieth of their rows.
+    """
+    rows = rows.assign(kind=rows.figure.str.rpartition("_")[2])
+    panels = [(model, kind, panel) for (model, kind), panel in rows.groupby(["model", "kind"], sort=False) if kind in ("loss", "accuracy")]
+    with _style():
+        figure, axes = _canvas(6.6, 2.3 * len(panels), [1] * len(panels))
+        for axis, (model, kind, panel) in zip(axes, panels):
+            colours = dict(zip(panel.series.unique(), itertools.cycle((ACCENT, SECOND, THIRD, INK))))
+            for (series, name, _), line in panel.groupby(["series", "figure", "number"], sort=False):
+                validation, window = name.startswith("validation"), max(1, len(line) // 20)
+                value = line.value if validation else line.value.rolling(window, min_periods=1).mean()
+                style = (0, (4, 2)) if validation else "-"
+                axis.plot(line.step, value, color=colours[series], linewidth=1.2, linestyle=style, alpha=0.8)
+            for series, colour in colours.items():
+                axis.plot([], [], color=colour, linewidth=1.6, label=series)
+            axis.set(title=model, ylabel=kind)
+            axis.title.set_fontsize(10)
+            if len(colours) > 1:
+                axis.legend(frameon=False, labelcolor=INK, fontsize=8, ncols=len(colours))
+        axes[-1].set_xlabel("optimizer step")
+        return _svg(figure, "curves")
 
 
 def _interval(axis, y: float, figures: dict, name: str, filled: bool) -> None:

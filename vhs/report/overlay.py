@@ -27,7 +27,7 @@ def overlay(image: np.ndarray, points: np.ndarray, view: View, caption: str = ""
     picture = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC).convert("RGB")
     draw, unit = ImageDraw.Draw(picture), max(1.0, min(height, width) / 256)
     spots = (np.asarray(points, dtype=float) + 0.5) * scale - 0.5  # pixel centres are integers before and after
-    font, radius = ImageFont.load_default(size=max(9, round(13 * unit))), 2.5 * unit
+    font, radius = _font(unit), 2.5 * unit
     colours = {point: AXIS_COLOURS[axis % len(AXIS_COLOURS)] for axis, ends in enumerate(view.axes) for point in ends}
     for i, j in view.axes:
         draw.line([tuple(spots[i]), tuple(spots[j])], fill=colours[i], width=round(1.5 * unit))
@@ -42,9 +42,28 @@ def overlay(image: np.ndarray, points: np.ndarray, view: View, caption: str = ""
         box = _place(draw.textbbox((0, 0), name, font=font, stroke_width=1), spots[k], outward, radius, picture.size, taken)
         draw.text(box[:2], name, font=font, anchor="lt", fill=colours[k], stroke_width=1, stroke_fill="black")
         taken.append(box)
+    return captioned(np.asarray(picture), caption)
+
+
+def captioned(image: np.ndarray, caption: str) -> np.ndarray:
+    """`image` uint8 [H, W] or [H, W, 3] with `caption` along its lower edge, cut to its width -> uint8 [H, W, 3]."""
+    picture = Image.fromarray(image).convert("RGB")
     if caption:
-        _write_caption(draw, caption, font, width, height)
+        draw, (width, height) = ImageDraw.Draw(picture), picture.size
+        font = _font(max(1.0, min(picture.size) / 256))
+        while len(caption) > 1 and draw.textlength(caption, font=font) > width - 6:
+            caption = caption[:-2] + "…"
+        _, _, _, bottom = draw.textbbox((0, 0), "Ag", font=font)
+        draw.rectangle((0, height - bottom - 5, width, height), fill=(0, 0, 0))
+        draw.text((3, height - bottom - 3), caption, font=font, fill="white")
     return np.asarray(picture)
+
+
+def fitted(image: np.ndarray, side_px: int) -> tuple[np.ndarray, float]:
+    """`image` uint8 [H, W] resized so that its longer side is `side_px` -> it and the scale; a point p of it lies at (p + 0.5) scale - 0.5."""
+    scale = side_px / max(image.shape)
+    height, width = (max(1, round(side * scale)) for side in image.shape)
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)), scale
 
 
 def contact_sheet(images: list[np.ndarray], columns: int) -> bytes:
@@ -76,9 +95,5 @@ def _place(text: tuple, spot: np.ndarray, outward: np.ndarray, radius: float, si
     return best
 
 
-def _write_caption(draw: ImageDraw.ImageDraw, caption: str, font: ImageFont.FreeTypeFont, width: int, height: int) -> None:
-    while len(caption) > 1 and draw.textlength(caption, font=font) > width - 6:
-        caption = caption[:-2] + "…"
-    _, _, _, bottom = draw.textbbox((0, 0), "Ag", font=font)
-    draw.rectangle((0, height - bottom - 5, width, height), fill=(0, 0, 0))
-    draw.text((3, height - bottom - 3), caption, font=font, fill="white")
+def _font(unit: float) -> ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size=max(9, round(13 * unit)))

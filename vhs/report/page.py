@@ -13,10 +13,16 @@ import pandas as pd
 from markupsafe import Markup
 
 from vhs.measure import CLASSES
-from vhs.metrics import ARMS, verdict
+from vhs.metrics import ARMS, EVALUATOR_ORDER, verdict
 
-TABLES = ("by_source", "by_class", "near_boundary", "by_seed", "confusion", "rejections", "agreement", "splits")
-FIGURES = ("forest", "labeller", "real", "generated")
+BY_ARM = ("by_class", "by_source", "near_boundary", "by_seed")
+COUNTS = ("composition", "rejections", "agreement", "measurement", "likeness")
+TABLES = (*BY_ARM, *COUNTS, "confusion")
+FIGURES = (
+    "forest", "labeller", "agreement", "bins", "curves",  # drawn
+    "real", "generated", "true", "measured", "rejected", "pairs",  # contact sheets
+)  # fmt: skip
+JUDGED = {"test": "test images", "cv": "out-of-fold images, for the test part has no labels"}
 
 
 @dataclass(frozen=True)
@@ -32,27 +38,31 @@ def render(summary: dict, tables: dict[str, pd.DataFrame], figures: dict[str, by
     """The report as one HTML document. Whatever is left out of `tables` and `figures` leaves its section out.
 
     summary  as metrics.summary returns it
-    tables   of TABLES: those of metrics.tables and metrics.generated_tables; "splits" from split.counts
-    figures  of FIGURES, each an SVG or PNG: "forest" and "labeller" drawn by figures.py, "real" and "generated" contact sheets
-    notes    "title": str, "plan": {what: value} (primary endpoint, arms, seeds as frozen), "limits": [sentence], "patients_known": bool
+    tables   of TABLES: those of metrics.tables and metrics.generated_tables; "measurement" from measurement_by, "likeness" from
+             frechet_by_class; "composition", Table 1: words in its first columns, then counts
+    figures  of FIGURES, each an SVG or PNG: those drawn by figures.py and contact sheets: "real" and "generated" images as they are, their
+             "true" and "measured" axes, "rejected" ones by reason, "pairs" of generated images and the nearest training image
+    notes    "title": str, "index": the view's, "judged": "test" | "cv", "plan": {what: value} (primary endpoint, arms, seeds as frozen),
+             "versions": {what: value}, "limits": [sentence]
     Raises ValueError for a table or figure that no section shows.
     """
     for what, given, known in (("table", tables, TABLES), ("figure", figures, FIGURES)):
         if unknown := sorted(set(given) - set(known)):
             raise ValueError(f"the page shows no {what} called {', '.join(unknown)}; it knows {', '.join(known)}")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(percent=_percent, interval=_interval)
+    environment.filters.update(percent=_percent, interval=_interval, number=_word)
     template = environment.from_string(files("vhs.report").joinpath("page.html.j2").read_text(encoding="utf-8"))
     shown = {name: table for name, table in tables.items() if len(table)}
+    grids = {name: _by_arm(shown[name]) for name in BY_ARM if name in shown} | {name: _grid(shown[name]) for name in COUNTS if name in shown}
     return template.render(
-        title=notes.get("title", "Did generation help?"), verdict=verdict(summary["paired"]).replace(", ", ",\N{NO-BREAK SPACE}"),
-        summary=summary, meanings=ARMS, classes=CLASSES,
-        by_arm={name: _by_arm(shown[name]) for name in ("by_source", "by_class", "near_boundary", "by_seed") if name in shown},
+        title=notes.get("title", "Did generation help?"), verdict=verdict(summary).replace(", ", ",\N{NO-BREAK SPACE}"), summary=summary,
+        parts=[part for part in ("test", "cv") if any(arm[part] for arm in summary["arms"].values())], meanings=ARMS, classes=CLASSES,
+        evaluator_order=EVALUATOR_ORDER, index=notes.get("index", "index"), judged=JUDGED[notes.get("judged", "test")],
+        unknown="" if summary["patients_known"] else " Patients unknown.", grids=grids,
         matrices=_matrices(shown["confusion"]) if "confusion" in shown else {},
-        counts={name: _grid(shown[name]) for name in ("rejections", "agreement", "splits") if name in shown},
         figures={name: _embedded(name, data) for name, data in figures.items()},
-        plan=notes.get("plan", {}), limits=notes.get("limits", []), patients_known=notes.get("patients_known", True),
-    )
+        plan=notes.get("plan", {}), versions=notes.get("versions", {}), limits=notes.get("limits", []),
+    )  # fmt: skip
 
 
 def _percent(fraction: float) -> str:
@@ -64,9 +74,12 @@ def _interval(bounds: tuple[float, float]) -> str:
 
 
 def _word(value) -> str:
+    """A table's cell: words as they are, counts whole, other numbers to three figures, nothing as a dash."""
+    if value is None or value != value:
+        return "–"
     if not isinstance(value, Number) or isinstance(value, bool):
         return str(value).replace("_", " ")
-    return f"{value:d}" if isinstance(value, int) else f"{value:.1f}".removesuffix(".0")
+    return f"{value:.0f}" if value == round(value) or abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _grid(table: pd.DataFrame) -> Grid:

@@ -1,0 +1,79 @@
+"""The run's figures in one dictionary, and what they say in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import pandas as pd
+
+from vhs.metrics.classification import auroc, calibration_error
+from vhs.metrics.intervals import accuracy, balanced_accuracy, paired_difference
+from vhs.metrics.predictions import HELD_OUT, NO_SEED, PRIMARY, UNLABELLED, VALIDATION, by_arm, judged, of_test_part, out_of_fold
+
+
+def summary(
+    predictions: pd.DataFrame, *, labeller: dict | None = None, generated: dict | None = None, likeness: dict | None = None,
+    purpose: str = "confirmatory", patients_known: bool = True, unmixed: Collection[str] = (), primary: Sequence[str] = PRIMARY,
+) -> dict:  # fmt: skip
+    """The run's figures, fractions in 0..1, ready for summary.json.
+
+        {"purpose": "confirmatory" | "descriptive", "patients_known": bool, "unlabelled": test images without a label,
+         "arms": {ARM: {"test": FIGURES | None, "validation": FIGURES | None, "cv": {**FIGURES, "folds"} | None, "seeds": [int]}},
+         "paired": {"arms": [first, second], "from": "test" | "cv", "difference", "ci95", "images", "patients"} | None,
+         "labeller": {...} | None, "generated": {...} | None, "likeness": {...} | None}
+
+    FIGURES is {"accuracy", "ci95": [low, high], "balanced_accuracy", "balanced_ci95", "auroc", "ece", "images", "patients"}; auroc and ece are
+    None for an arm that gives no probabilities. "test" and "validation" are of scope "split", None where the part has no labelled image;
+    "cv" pools the out-of-fold predictions of scopes "fold-k". "paired" comes from the test part, from the folds where that has no labels, and
+    is None unless both arms are there and no scope that it rests on is in `unmixed` (no generated image entered its mixed arm).
+    `labeller`, `generated`, `likeness`: see labeller_quality, generated_counts; {"features", "classes": {CLASS: frechet_by_class's row},
+    "probe": probe_auroc's}.
+    """
+    arms = {}
+    for arm, rows in by_arm(predictions):
+        inner = rows[(rows.scope == "split") & (rows.role == VALIDATION) & (rows.label != UNLABELLED)]
+        folds = out_of_fold(rows)
+        cv = {**_figures(folds), "folds": int(folds.scope.nunique())} if len(folds) else None
+        seeds = sorted(int(seed) for seed in rows.seed.unique() if seed != NO_SEED)
+        arms[arm] = {"test": _figures(of_test_part(rows)), "validation": _figures(inner), "cv": cv, "seeds": seeds}
+    unlabelled = predictions[(predictions.role == HELD_OUT) & (predictions.label == UNLABELLED)].key.nunique()
+    return {
+        "purpose": purpose, "patients_known": bool(patients_known), "unlabelled": int(unlabelled), "arms": arms,
+        "paired": _paired(predictions, unmixed, primary), "labeller": labeller, "generated": generated, "likeness": likeness,
+    }  # fmt: skip
+
+
+def _figures(rows: pd.DataFrame) -> dict | None:
+    if rows.empty:
+        return None
+    plain = accuracy(rows)
+    counts = {name: plain.pop(name) for name in ("images", "patients")}
+    return {**plain, **balanced_accuracy(rows), "auroc": auroc(rows), "ece": calibration_error(rows), **counts}
+
+
+def _paired(predictions: pd.DataFrame, unmixed: Collection[str], primary: Sequence[str]) -> dict | None:
+    part, rows = judged(predictions)
+    if not set(primary) <= set(rows.arm) or set(unmixed) & set(rows.scope):
+        return None
+    found = paired_difference(rows, *primary)
+    return {"from": part, **{name: found[name] for name in ("arms", "difference", "ci95", "images", "patients")}}
+
+
+def verdict(summary: dict) -> str:
+    """One sentence on whether generation helped, read off the interval of the primary comparison."""
+    sentence = _sentence(summary["paired"], judged=any(arm["test"] or arm["cv"] for arm in summary["arms"].values()))
+    return f"Descriptive: {sentence[0].lower()}{sentence[1:]}" if summary["purpose"] == "descriptive" else sentence
+
+
+def _sentence(paired: dict | None, judged: bool) -> str:
+    if paired is None:
+        why = "mixed and real-matched were not both trained as planned" if judged else "the test part has no labels and no folds were run"
+        return f"No verdict: {why}"
+    low, high = (100 * bound for bound in paired["ci95"])
+    figures = f"{100 * paired['difference']:+.1f} points [{low:.1f}, {high:.1f}]"
+    where, what = ("", "this test set") if paired["from"] == "test" else (" out of fold, for the test part has no labels", "these folds")
+    if low > 0:
+        return f"Generation helped: {figures}{where}"
+    if high < 0:
+        return f"Generation hurt: {figures}{where}"
+    return f"No difference could be shown: {figures}{where}; {what} could have detected about {(high - low) / 2:.1f} points"
