@@ -24,9 +24,7 @@ Overrides = Annotated[
 def predict(
     model: Annotated[
         str,
-        typer.Argument(
-            metavar="MODEL", help=f"{' or '.join(VIEWS)} (the labeller that comes with vhs), a labeller's folder, or a run."
-        ),
+        typer.Argument(metavar="MODEL", help=f"{' or '.join(VIEWS)} (the labeller that comes with vhs), a labeller's folder, or a run."),
     ],
     files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="PNG, JPEG, TIFF or DICOM.")],
     out: Annotated[Path, typer.Option(help="The table to write.")] = Path("predictions.csv"),
@@ -103,6 +101,26 @@ def init(
         console.print(escape(line), soft_wrap=True, highlight=False)
     out.write_text(beginning.config(found, out.stem))
     console.print(f"{out}: vhs run {out} --dry-run says what it would take", markup=False, soft_wrap=True)
+
+
+@app.command()
+def fetch(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="paper, one_gpu, or a YAML file: whose models are wanted.")],
+    to: Annotated[Path, typer.Option(help="The folder to keep them in.")],
+    overrides: Overrides = None,
+):
+    """Download the models a config names, once, with sha256, where there is a network; says what to set to use them."""
+    from jobs import config as configuration
+    from jobs import fetch as fetching
+
+    said = []
+    for model, record, fresh in fetching.fetch(configuration.load(config, overrides or []), to):
+        state = "downloaded" if fresh else "there already, every sha256 as recorded"
+        console.print(f"{model.part}: {record['repo']} at {record['revision']}, {len(record['files'])} files, {state}", soft_wrap=True)
+        said.append(f"{model.setting}={to / model.part}")
+    console.print(
+        f"vhs run {config} {' '.join(said)}" if said else "nothing to fetch: what this config names is here", soft_wrap=True, markup=False
+    )
 
 
 @app.command()
