@@ -84,7 +84,7 @@ def stage(
 @app.command()
 def status(run: RunArgument):
     """What is done, running, failed and left."""
-    from jobs import plan
+    from jobs import plan, rounds
     from jobs.status import generation
     from jobs.status import status as of
 
@@ -98,7 +98,7 @@ def status(run: RunArgument):
     for scope, counts in generation(opened).items():
         Console().print(
             f"generated for {scope}: {counts['accepted']} of {counts['produced']} accepted ({counts['accepted'] / max(1, counts['produced']):.0%}), "
-            + ", ".join(f"{counts.get(name, 0)} of {opened.config.generation.quota} {name}" for name in ("small", "normal", "large"))
+            + ", ".join(f"{counts.get(name, 0)} of {rounds.quota_of_a_class(opened, scope)} {name}" for name in ("small", "normal", "large"))
         )
 
 

@@ -24,6 +24,11 @@ def strata(run, scope: str) -> dict[str, tuple[str, str | None]]:
     return {stratum(name, source): (name, source) for name in CLASSES for source in sources}
 
 
+def quota_of_a_class(run, scope: str) -> int:
+    """Accepted images wanted of a class, all its sources together."""
+    return run.config.generation.quota * len(strata(run, scope)) // len(CLASSES)
+
+
 def units(run, scope: str) -> list[Unit]:
     """The units of every round of `scope` that can be listed now, in order."""
     from jobs.stages import generate, label

@@ -75,6 +75,7 @@ def test_by_source_every_class_and_source_has_a_quota(tmp_path):
     run = _run(tmp_path, prompt, quota=6, round_units=1, max_rounds=3, by_source=True)
     first = rounds.units(run, "split")
     assert [unit.path for unit in first] == [f"generated/split/{c}-{s}/00000" for c in CLASSES for s in ("a%2Fb", "jsrt")]
+    assert rounds.quota_of_a_class(run, "split") == 12
     drawn = {(unit.params["class"], unit.params["source"]): generate.wanted(run.config, unit.params) for unit in first}
     assert drawn["large", "a/b"][0].prompt == "a sks large heart on a/b film"
     assert len({w.seed for images in drawn.values() for w in images}) == 6 * run.config.generation.unit_images
