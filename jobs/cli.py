@@ -36,11 +36,18 @@ def run(
     reuse: Annotated[
         Optional[str], typer.Option(help="Another run whose finished units are taken over where they are the same work.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the config, say what would be done, do nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check the config; say stages, units, images, bytes, hours, memory and what the test can show.")
+    ] = False,
+    calibrate: Annotated[
+        Optional[str], typer.Option(metavar="RUN", help="With --dry-run: a run on this machine whose measured rates replace the stated ones.")
+    ] = None,
 ):
     """Run the whole pipeline, or go on with it: the same command again resumes.
 
     Example: vhs run ctr data=my/radiographs --out runs/mine
+
+    Before days of work: vhs run paper --dry-run --calibrate runs/mine
     """
     from jobs import config as configuration
     from jobs import plan
@@ -54,7 +61,7 @@ def run(
     if settings.data != "phantoms" and not open_storage(out).exists("plan.json"):  # later the data may be away
         console.print(f"data: {sources.layout(settings.data)}", markup=False, soft_wrap=True)
     if dry_run:
-        return _dry_run(settings, out)
+        return _dry_run(settings, out, calibrate)
     world.set_environment(settings.threads)
     if reuse:
         plan.read_plan(reuse)
@@ -156,8 +163,9 @@ def regenerate(run: RunArgument, key: Annotated[str, typer.Argument(help="Key of
     raise typer.Exit(0 if not found["difference"] or (found["numerics"] and found["difference"] <= 1) else 1)
 
 
-def _dry_run(settings, out: str):
-    from jobs import plan
+def _dry_run(settings, out: str, calibrate: str | None):
+    from jobs import forecast, plan
+    from jobs.display import plan_table
     from jobs.drive import frontier
     from shards.storage import open_storage
 
@@ -165,12 +173,19 @@ def _dry_run(settings, out: str):
         f"{settings.name}: {settings.view} at {settings.resolution} px, arms {', '.join(settings.arms)}, seeds {', '.join(map(str, settings.seeds))}, "
         f"{settings.split.folds or 'no'} folds -> {out}"
     )
-    if open_storage(out).exists("plan.json"):
+    opened = plan.Run(out, settings, read_only=True)
+    begun = open_storage(out).exists("plan.json")
+    if begun:
         plan.check(settings, out)
-        left = frontier(plan.Run(out, settings, read_only=True))
+        left = frontier(opened)
         console.print(f"would go on with {left[0]}: {len(left[1])} units" if left else "complete: nothing would be done")
     else:
-        console.print(f"a new run: would begin with ingest, {len(plan.Run(out, settings, read_only=True).sources)} sources")
+        console.print("a new run: would begin with ingest")
+    measured = plan.reopen(calibrate, read_only=True) if calibrate else opened if begun else None
+    planned = forecast.forecast(settings, sizes := forecast.sizes(settings, opened), measured)
+    Console().print(plan_table(planned))
+    for line in (*forecast.notes(planned), *forecast.detectable(sizes, settings.split.folds)):
+        Console().print(line, soft_wrap=True, highlight=False)
 
 
 def _costs(opened):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from jobs.dispatch import Outcome
 from jobs.drive import Show
+from jobs.forecast import Forecast
 
 
 class Display(Show):
@@ -48,3 +50,19 @@ class Display(Show):
     def step(self, path: str, step: int, total: int, metrics: dict):
         figures = " ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in metrics.items() if name.endswith("loss"))
         self._bars.update(self._tasks[self._current], word=f"{path} step {step}/{total} {figures}")
+
+
+def plan_table(planned: Forecast) -> Table:
+    """Every stage with what it would take, and the sum."""
+    grid = Table("stage", "units", "images", "steps", "GB", "hours", "rates", "memory GB", title="what it would take")
+
+    def word(value: float | None, digits: int) -> str:
+        return "unknown" if value is None else f"{value:.{digits}f}" if value else ""
+
+    for row in planned.rows:
+        cells = (row.stage, str(row.units), str(row.images or ""), str(row.steps or ""), word(row.gb, 3), word(planned.stage_hours(row), 2))
+        grid.add_row(*cells, "measured" if row.measured else "stated", word(row.memory_gb, 1))
+    known = [[value for value in values if value is not None] for values in zip(*((r.gb, planned.stage_hours(r), r.memory_gb) for r in planned.rows))]
+    units, (gb, hours, memory) = sum(row.units for row in planned.rows), known
+    grid.add_row("all", str(units), "", "", f"{sum(gb):.3f}", f"{sum(hours):.2f}", "", f"{max(memory):.1f}")
+    return grid

@@ -57,13 +57,16 @@ class Cost:
 
 def costs(run: Run) -> list[Cost]:
     """The cost of every stage that has one, in order."""
-    found = []
-    for stage, units in run.named():
-        names = [f"state/done/{unit.identity}.json" for unit in units]
-        records = [json.loads(run.storage.read(name)) for name in names if name in run.names]
-        if records := [record for record in records if "core_seconds" in record]:
-            found.append(Cost(stage, len(records), *(sum(r[key] for r in records) for key in ("core_seconds", "seconds")), max(r["peak_gb"] for r in records)))
-    return found
+    by_stage: dict[str, list[dict]] = {stage.NAME: [] for stage in STAGES}
+    for name in (name for name in run.names if name.startswith("state/done/")):
+        record = json.loads(run.storage.read(name))
+        if "core_seconds" in record:
+            by_stage[record["stage"]].append(record)
+    return [
+        Cost(stage, len(records), sum(r["core_seconds"] for r in records), sum(r["seconds"] for r in records), max(r["peak_gb"] for r in records))
+        for stage, records in by_stage.items()
+        if records
+    ]
 
 
 def per_accepted(run: Run) -> float | None:

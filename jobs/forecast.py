@@ -1,0 +1,286 @@
+"""`vhs run CONFIG --dry-run`: what a run would do, how long, with how much, and what its test could show. No torch, nothing written.
+
+Amounts follow from the configuration and the data (or `expect`, where the data is elsewhere). Hours are operations over stated rates (jobs/rates.py),
+corrected stage by stage by what a run has measured: `--calibrate RUN`, or the run's own folder.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from jobs import models, rates, status
+from jobs.config import Config, ConfigError
+from jobs.plan import Run
+from vhs.measure import CLASSES
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Images by part, and where these numbers come from. `judged`: test images whose class is known; `sources`: scanners or clinics."""
+
+    train: int
+    valid: int
+    test: int
+    judged: int
+    sources: int
+    unusable: int
+    said: str
+
+    @property
+    def images(self) -> int:
+        return self.train + self.valid + self.test
+
+
+@dataclass(frozen=True)
+class Row:
+    """One stage. Device seconds are of all units one after the other; None where a model is not in the tables of jobs/rates.py."""
+
+    stage: str
+    units: int
+    images: int = 0
+    steps: int = 0
+    gb: float | None = 0.0
+    seconds: float | None = 0.0
+    memory_gb: float | None = 0.5
+    measured: bool = False
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The whole plan. `hours`: on this machine's workers, None where a stage's are unknown."""
+
+    rows: list[Row]
+    sizes: Sizes
+    machine: rates.Machine
+    side_by_side: int
+    ceiling: int
+    calibrated: str
+
+    @property
+    def hours(self) -> float | None:
+        each = [self.stage_hours(row) for row in self.rows]
+        return None if None in each else sum(each)
+
+    def stage_hours(self, row: Row) -> float | None:
+        return None if row.seconds is None else row.seconds / 3600 / max(1, min(self.side_by_side, row.units))
+
+
+def forecast(config: Config, sizes: Sizes, calibrate: Run | None = None) -> Forecast:
+    """What `config` would do with data of these `sizes`. `calibrate`: a run whose finished units tell this machine's real rates."""
+    machine = device(config)
+    accepted, factors, peaks, pixel = rates.ACCEPTED, {}, {}, rates.PNG_BYTES_PER_PIXEL
+    if calibrate:
+        accepted, factors, peaks, pixel = _measured(calibrate, machine)
+    planned, ceiling = _rows(config, sizes, machine, accepted, pixel)
+    if machine is rates.GPU:
+        peaks = {}  # what is recorded is the host's memory
+    rows = [
+        replace(
+            row,
+            seconds=row.seconds and row.seconds * factors.get(row.stage, 1),
+            memory_gb=peaks.get(row.stage, row.memory_gb),
+            measured=row.stage in factors,
+        )
+        for row in planned
+    ]
+    side_by_side = config.execution.workers if machine is rates.CORE else 1  # workers share the one GPU
+    return Forecast(rows, sizes, machine, side_by_side, ceiling, calibrate.url if factors else "")
+
+
+def device(config: Config) -> rates.Machine:
+    """The machine that is planned for: the configuration's device; with `auto` a GPU where its driver is installed."""
+    wanted = config.execution.device
+    return rates.GPU if wanted == "cuda" or (wanted == "auto" and shutil.which("nvidia-smi")) else rates.CORE
+
+
+def sizes(config: Config, run: Run) -> Sizes:
+    """Parts of the data as it is here, or as `expect` says. SourceError for unusable data, ConfigError where there is neither."""
+    if config.data != "phantoms" and not Path(config.data).expanduser().exists():
+        if not (expected := config.expect):
+            raise ConfigError(f"data = {config.data!r} is not here: give data=FOLDER, or plan with expect={{train: N, valid: N, test: N}}")
+        said = f"data not here: planned with expect: train {expected.train}, valid {expected.valid}, test {expected.test}"
+        return Sizes(expected.train, expected.valid, expected.test, expected.test, 1, 0, said)
+    found = run.sources
+    whole = [item for item in found if item.get("copy_of", item["file"]) == item["file"] and item.get("sha256", "") is not None]
+    by = {part: [item for item in whole if item.get("split") == part] for part in ("train", "valid", "test")}
+    labelled = [item for item in by["test"] if "phantom" in item or item.get("label") or item.get("points")]
+    test, valid = len(by["test"]), len(by["valid"])
+    judged = len(labelled)
+    if not test:
+        test = judged = round(len(whole) * config.split.test_fraction)
+    valid = valid or round((len(whole) - test) * config.split.inner_fraction)
+    said = f"{len(found)} images found" if config.data != "phantoms" else f"{len(found)} phantoms, drawn"
+    sources = len({item.get("source") for item in whole})
+    return Sizes(len(whole) - test - valid, valid, test, judged, sources, len(found) - len(whole), said)
+
+
+def base(config: Config) -> rates.Diffusion | None:
+    """What is known of the base model: by its UNet's shape in a folder, by its name on a hub."""
+    file = Path(models.base(config)) / "unet" / "config.json"
+    if file.is_file():
+        return rates.DIFFUSION.get(tuple(json.loads(file.read_text())["block_out_channels"]))
+    return rates.DIFFUSION[320, 640, 1280, 1280] if "stable-diffusion" in config.base.lower() and "xl" not in config.base.lower() else None
+
+
+def _rows(config: Config, sizes: Sizes, machine: rates.Machine, accepted: float, pixel: float) -> tuple[list[Row], int]:
+    """Every stage by stated rates; and the most images that may be generated."""
+    scopes, gb = 1 + config.split.folds, config.resolution**2 * pixel / 1e9
+    pool = sizes.train + sizes.valid
+    shares, held = [sizes.train], [sizes.test]
+    for _ in range(config.split.folds):
+        held.append(round(pool / config.split.folds))
+        shares.append(round((pool - held[-1]) * (1 - config.split.inner_fraction)))
+    diffusion, generation = base(config), config.generation
+    groups = len(CLASSES) * (sizes.sources if generation.by_source else 1)
+    a_round = generation.unit_images * generation.round_units
+    rounds = min(generation.max_rounds, math.ceil(generation.quota / accepted / a_round))
+    drawn, ceiling = scopes * groups * rounds * a_round, scopes * groups * generation.max_rounds * a_round
+    drawn_units = drawn // generation.unit_images
+    mixed = min(groups * generation.quota, round(accepted * drawn / scopes))
+    trained = [arm for arm in config.arms if arm != "measure"]
+    seconds_of = _Clock(config, machine, diffusion)
+
+    epochs = {arm: [share + (0 if arm == "real" else mixed) for share in shares] for arm in trained}
+    steps = sum(config.classifier.epochs * math.ceil(n / config.classifier.batch) for of in epochs.values() for n in of) * len(config.seeds)
+    models_trained = len(trained) * scopes * len(config.seeds)
+    judged = sum(held) * (len(trained) * len(config.seeds) + ("measure" in config.arms))
+    evaluations = models_trained + scopes * ("measure" in config.arms)
+    weights_gb = None if diffusion is None else (diffusion.unet.parameters_m + diffusion.rest_m) * 2e-3
+    network = rates.CLASSIFIERS.get(config.classifier.model.partition(".")[0])
+    classifier_gb = None if network is None else models_trained * network.parameters_m * 4e-3
+    ingest_units = math.ceil(sizes.images / config.ingest.shard_images)
+    memory, passes = _memory(config, diffusion, network), 3 if config.classifier.unfreeze == "all" else 2
+    rows = [
+        Row("ingest", ingest_units, sizes.images, 0, sizes.images * gb, sizes.images * rates.INGEST_S),
+        Row("split", 1, sizes.images),
+        Row("labeller", scopes, sum(shares), scopes * config.labeller.steps, scopes * 1e-3, seconds_of.labeller(scopes)),
+        Row("priors", len(CLASSES), config.priors.images, 0, config.priors.images * gb, seconds_of.drawing(config.priors, config.priors.images, 3)),
+        Row("dreambooth", scopes, sum(shares), scopes * config.dreambooth.steps, weights_gb and scopes * weights_gb, seconds_of.dreambooth(scopes)),
+        Row("generate", drawn_units, drawn, 0, drawn * gb, seconds_of.drawing(generation, drawn, drawn_units)),
+        Row("label", drawn_units, drawn, 0, 0.0, seconds_of.measuring(drawn, drawn_units)),
+        Row("train", models_trained, sum(map(sum, epochs.values())), steps, classifier_gb, seconds_of.classifying(network, steps, models_trained, passes)),
+        Row("evaluate", evaluations, judged, 0, 0.0, seconds_of.classifying(network, judged / config.classifier.batch, evaluations, 1)),
+        Row("report", 1, 0, 0, 0.01, 5.0),
+    ]
+    return [replace(row, memory_gb=memory.get(row.stage, row.memory_gb)) for row in rows], ceiling
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """Device seconds of a stage at stated rates; a backward pass counts as two forward ones."""
+
+    config: Config
+    machine: rates.Machine
+    diffusion: rates.Diffusion | None
+
+    def labeller(self, units: int) -> float:
+        images = units * self.config.labeller.steps * self.config.labeller.batch
+        network, side = rates.KEYPOINTS, self.config.labeller.size_px
+        return self._sum(units, images, 3 * images * network.gflop * network.at(side) / self.machine.gflops(network))
+
+    def measuring(self, images: int, units: int) -> float:
+        network, side = rates.KEYPOINTS, self.config.labeller.size_px
+        work = images * (1 + self.config.labeller.passes) * network.gflop * network.at(side)
+        return self._sum(units, images, work / self.machine.gflops(network))
+
+    def drawing(self, settings, images: int, units: int) -> float | None:
+        if self.diffusion is None:
+            return None
+        guided = 2 if settings.guidance > 1 else 1
+        each = settings.steps * guided * self.diffusion.unet.gflop + self.diffusion.decode_gflop
+        return self._sum(units, 0, images * each * self.diffusion.unet.at(self.config.resolution) / self.machine.diffusion_gflops)
+
+    def dreambooth(self, units: int) -> float | None:
+        if self.diffusion is None:
+            return None
+        settings = self.config.dreambooth
+        images = settings.steps * settings.gradient_accumulation * settings.batch * (2 if settings.prior_loss_weight else 1)
+        passes = 3 - bool(settings.lora_rank) + settings.gradient_checkpointing
+        each = passes * self.diffusion.unet.gflop + (0 if settings.cache_latents else self.diffusion.encode_gflop)
+        return self._sum(units, 0, units * images * each * self.diffusion.unet.at(self.config.resolution) / self.machine.diffusion_gflops)
+
+    def classifying(self, network: rates.Network | None, steps: float, units: int, passes: int) -> float | None:
+        if network is None:
+            return None
+        images = steps * self.config.classifier.batch
+        work = passes * images * network.gflop * network.at(self.config.classifier.size_px)
+        return self._sum(units, images, work / self.machine.gflops(network))
+
+    def _sum(self, units: int, images: float, device_s: float) -> float:
+        read_s = images * self.machine.image_s  # beside a GPU, before a CPU's own work
+        return units * self.machine.unit_s + (max(read_s, device_s) if self.machine is rates.GPU else read_s + device_s)
+
+
+def _memory(config: Config, diffusion: rates.Diffusion | None, network: rates.Network | None) -> dict[str, float | None]:
+    """Gigabytes of the largest process of a stage: weights, gradients and Adam's two averages, activations; an estimate."""
+    found: dict[str, float | None] = dict.fromkeys(("priors", "dreambooth", "generate", "train", "evaluate"))
+    if diffusion:
+        unet, area, settings = diffusion.unet, diffusion.unet.at(config.resolution), config.dreambooth
+        all_m = unet.parameters_m + diffusion.rest_m
+        for stage, batch in (("priors", config.priors.batch), ("generate", config.generation.batch)):
+            found[stage] = rates.PROCESS_GB + all_m * 4e-3 + batch * area * unet.activations_gb / 8
+        state = 0 if settings.lora_rank else 12 if settings.optimizer == "adamw" else 6  # bytes a weight beside itself: gradient, averages
+        half = 0.5 if settings.mixed_precision != "no" else 1
+        images = settings.batch * (2 if settings.prior_loss_weight else 1) * half / (4 if settings.gradient_checkpointing else 1)
+        found["dreambooth"] = rates.PROCESS_GB + (all_m * 4 + unet.parameters_m * state) * 1e-3 + images * area * unet.activations_gb
+    if network:
+        half = 0.5 if config.classifier.mixed_precision != "no" else 1
+        kept = 1 if config.classifier.unfreeze == "all" else 0.3  # a frozen body keeps no activations
+        images = config.classifier.batch * network.at(config.classifier.size_px) * network.activations_gb * kept
+        found["train"] = rates.PROCESS_GB + network.parameters_m * 16e-3 + images * half
+        found["evaluate"] = rates.PROCESS_GB + network.parameters_m * 4e-3 + images / 8
+    return found | {"labeller": rates.PROCESS_GB, "label": rates.PROCESS_GB}
+
+
+def _measured(run: Run, machine: rates.Machine) -> tuple[float, dict[str, float], dict[str, float], float]:
+    """From a run's records: share accepted; for each stage, device seconds over what was stated for them; peaks; bytes a pixel."""
+    if device(run.config) is not machine:
+        raise ConfigError(f"--calibrate {run.url} was planned for {device(run.config).name}, this configuration is for {machine.name}")
+    spent = status.costs(run)
+    counts = status.generation(run).values()
+    produced, kept = sum(count["produced"] for count in counts), sum(count["accepted"] for count in counts)
+    stated, _ = _rows(run.config, sizes(run.config, run), machine, rates.ACCEPTED, rates.PNG_BYTES_PER_PIXEL)
+    factors = {}
+    for cost in spent:
+        row = next(row for row in stated if row.stage == cost.stage)
+        if row.seconds:
+            took = cost.core_seconds if machine is rates.CORE else cost.seconds
+            factors[cost.stage] = took / cost.units / (row.seconds / row.units)
+    stored = [run.storage.size(name) for name in run.names if name.startswith("real/") and name.endswith(".tar")]
+    images = sum(run.marker(unit.marker).facts["images"] for unit in dict(run.named()).get("ingest", []) if run.done(unit))
+    pixel = sum(stored) / images / run.config.resolution**2 if images else rates.PNG_BYTES_PER_PIXEL
+    return max(0.05, kept / produced) if produced else rates.ACCEPTED, factors, {cost.stage: cost.peak_gb for cost in spent}, pixel
+
+
+def notes(planned: Forecast) -> list[str]:
+    """What to know beside the table, a sentence each."""
+    sizes = planned.sizes
+    said = [f"{sizes.said}: {sizes.train} training, {sizes.valid} inner validation, {sizes.test} test, of {sizes.sources} sources"]
+    if sizes.unusable:
+        said.append(f"{sizes.unusable} files cannot be used (copies, or not there)")
+    said.append(f"generate is planned until the quota is met; at most {planned.ceiling} images in all")
+    said.append(
+        f"hours: {planned.machine.name}{f', {planned.side_by_side} units side by side' if planned.side_by_side > 1 else ''}; stated rates are jobs/rates.py's"
+        + (f", measured ones {planned.calibrated}'s" if planned.calibrated else ", to be corrected with --calibrate RUN")
+    )
+    if planned.hours is None:
+        said.append("unknown: a model that jobs/rates.py does not list; the total leaves it out")
+    return said
+
+
+def detectable(sizes: Sizes, folds: int) -> list[str]:
+    """What the tests can show, a sentence each: half the width of the 95% interval of a paired difference."""
+    from vhs.metrics import minimum_detectable
+
+    said = []
+    for what, count in (("test part", sizes.judged), ("folds together", (sizes.train + sizes.valid) * bool(folds))):
+        if count:
+            smallest = 100 * minimum_detectable(count, rates.DISCORDANCE)
+            said.append(f"the {what}, {count} images, can detect a difference of {smallest:.1f} points if the arms disagree on {rates.DISCORDANCE:.0%}")
+    if sizes.test and not sizes.judged:
+        said.append(f"the {sizes.test} test images carry no labels: nothing can be judged on them")
+    return said
