@@ -42,6 +42,10 @@ def run(
     calibrate: Annotated[
         Optional[str], typer.Option(metavar="RUN", help="With --dry-run: a run on this machine whose measured rates replace the stated ones.")
     ] = None,
+    scope: Annotated[
+        Optional[str],
+        typer.Option(help="Only this experiment of the plan, up to its predictions: split, fold-0, fold-1 … The report waits for all."),
+    ] = None,
 ):
     """Run the whole pipeline, or go on with it: the same command again resumes.
 
@@ -66,9 +70,13 @@ def run(
     if reuse:
         plan.read_plan(reuse)
     opened = plan.start(settings, out)
+    opened.only_scope = scope
     drive(opened, reuse=reuse)
     _costs(opened)
-    _verdict(opened)
+    if scope:
+        _validation(opened)
+    else:
+        _verdict(opened)
 
 
 @app.command()
@@ -202,6 +210,16 @@ def _costs(opened):
     Console().print(grid)
     if each := status.per_accepted(opened):
         Console().print(f"an accepted image cost {each:.2f} core-seconds of drawing and measuring")
+
+
+def _validation(opened):
+    """A single scope's arms on its inner validation: what may be looked at before every scope is done."""
+    from jobs.status import validation
+
+    grid = Grid("arm", "inner validation", "images", title=f"scope {opened.only_scope}: no held-out figure is looked at before the report")
+    for arm, accuracy, images in validation(opened):
+        grid.add_row(arm, f"{accuracy:.1%}", str(images))
+    Console().print(grid)
 
 
 def _verdict(opened):

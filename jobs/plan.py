@@ -27,6 +27,7 @@ class Run:
     """An open run folder. `units` and `marker` remember what they read until `refresh()`; markers never change, so they are kept."""
 
     def __init__(self, url: str, config: Config, read_only: bool = False):
+        self.only_scope: str | None = None  # work and look at this scope alone; the report needs them all
         self.url, self.config, self.storage, self._read_only = str(url), config, open_storage(url), read_only
         self._markers: dict[str, Marker] = {}
         self.refresh()
@@ -43,6 +44,18 @@ class Run:
             "folds": config.split.folds,
             "looks": 1,
         }
+
+    @property
+    def scopes(self) -> list[str]:
+        """The experiments whose units are named: all of the plan's, or `only_scope`. PlanError for one that the plan does not have."""
+        from vhs.split import scopes
+
+        planned = scopes(self.config.split)
+        if self.only_scope is None:
+            return planned
+        if self.only_scope not in planned:
+            raise PlanError(f"{self.url} has no scope {self.only_scope!r}; its scopes are {', '.join(planned)}")
+        return [self.only_scope]
 
     @cached_property
     def sources(self) -> list[dict]:
@@ -69,6 +82,8 @@ class Run:
         from jobs.stages import STAGES
 
         for stage in STAGES:
+            if self.only_scope and stage.NAME == "report":
+                return
             units = self.units(stage.NAME)
             yield stage.NAME, units
             if not all(map(self.done, units)):

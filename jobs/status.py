@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from jobs.plan import Run
 from jobs.stages import STAGES
 from jobs.unit import Unit
+from shards import manifest
 
 
 @dataclass(frozen=True)
@@ -89,3 +90,14 @@ def generation(run: Run) -> dict[str, dict[str, int]]:
             row["accepted"] += count
             row[name] = row.get(name, 0) + count
     return table
+
+
+def validation(run: Run) -> list[tuple[str, float, int]]:
+    """(arm, accuracy over seeds, images) on the inner validation of the scopes that `run` looks at, from their predictions."""
+    import pandas as pd
+
+    tables = [manifest.read(run.storage, path).to_pandas() for path in run.committed("evaluate")]
+    rows = pd.concat(tables, ignore_index=True).query("role == 'validation'")
+    return [
+        (arm, float((of_arm.predicted == of_arm.label).mean()), of_arm.key.nunique()) for arm, of_arm in rows.groupby("arm", sort=False)
+    ]

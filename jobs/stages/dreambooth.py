@@ -14,13 +14,11 @@ AFTER = ("ingest", "split", "priors")
 
 def units(run) -> list[Unit]:
     from jobs import models
-    from vhs.split import scopes
-
     inputs = {"real": run.committed("ingest"), "splits": run.committed("split"), "priors": run.committed("priors")}
     base, ranks = models.fingerprint(models.base(run.config)), run.config.dreambooth.ranks
     return [
         run.unit(NAME, f"{FOLDER}/{scope}", inputs, params={"scope": scope, "base": base}, ranks=ranks)
-        for scope in scopes(run.config.split)
+        for scope in run.scopes
     ]
 
 

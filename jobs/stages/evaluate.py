@@ -14,11 +14,9 @@ AFTER = ("ingest", "split", "labeller", "train")
 
 
 def units(run) -> list[Unit]:
-    from vhs.split import scopes
-
     real = {"real": run.committed("ingest"), "splits": run.committed("split")}
     made = []
-    for scope in scopes(run.config.split):
+    for scope in run.scopes:
         if "measure" in run.config.arms:
             made.append(
                 run.unit(

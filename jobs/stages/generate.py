@@ -27,9 +27,7 @@ AFTER = ("dreambooth",)
 def units(run) -> list[Unit]:
     """Every unit of the rounds listed so far; lists the next round when the ones before it are labelled and the quota is not met."""
     from jobs import rounds
-    from vhs.split import scopes
-
-    return [unit for scope in scopes(run.config.split) for unit in rounds.units(run, scope)]
+    return [unit for scope in run.scopes for unit in rounds.units(run, scope)]
 
 
 def unit(run, scope: str, prompted: str, source: str | None, number: int) -> Unit:

@@ -15,12 +15,10 @@ AFTER = ("ingest", "split")
 
 def units(run) -> list[Unit]:
     from jobs import models
-    from vhs.split import scopes
-
     inputs, init = {"real": run.committed("ingest"), "splits": run.committed("split")}, models.fingerprint(models.labeller(run.config))
     return [
         run.unit(NAME, f"{FOLDER}/{scope}", inputs, params={"scope": scope, "init": init}, ranks=run.config.labeller.ranks)
-        for scope in scopes(run.config.split)
+        for scope in run.scopes
     ]
 
 

@@ -32,11 +32,9 @@ MORE = 1_000_003  # to the seed: the deck of what is added to the real images
 
 
 def units(run) -> list[Unit]:
-    from vhs.split import scopes
-
     return [
         _unit(run, arm, scope, seed)
-        for scope in scopes(run.config.split)
+        for scope in run.scopes
         for arm in run.config.arms
         if arm != "measure"
         for seed in run.config.seeds
