@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
+from rich.console import Console
 from rich.markup import escape
+from rich.table import Table as Grid
 
 from jobs import world
 from jobs.console import console, drive
@@ -136,3 +139,58 @@ def pretrain(
 
     pretraining.pretrain(config, out, init, overrides or [])
     console.print(f"base model in {out}")
+
+
+bench = typer.Typer(no_args_is_help=True, help="This project's hot paths beside the libraries it could have used: ratios from one run. Minutes.")
+app.add_typer(bench, name="bench")
+
+
+@bench.command("write")
+def bench_write(
+    images: Annotated[int, typer.Option(min=1)] = 96,
+    repeats: Annotated[int, typer.Option(min=1, help="Medians are taken over these.")] = 5,
+    size_px: Annotated[int, typer.Option("--size", min=64, help="Pixels a side.")] = 512,
+    json_file: Annotated[Optional[Path], typer.Option("--json", metavar="FILE", help="Write the figures there too.")] = None,
+):
+    """Images into shards: our PNG encoder and tar writer beside webdataset's.
+
+    Example: vhs bench write --json write.json
+    """
+    world.set_environment(1)
+    from jobs import bench as benching
+
+    _show_bench(benching.write(images, repeats, size_px), json_file)
+
+
+@bench.command("generate")
+def bench_generate(
+    model: Annotated[str, typer.Option(help="packaged, or a diffusers folder.")] = "packaged",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    images: Annotated[int, typer.Option(min=1)] = 16,
+    repeats: Annotated[int, typer.Option(min=1, help="Medians are taken over these.")] = 3,
+    batch: Annotated[int, typer.Option(min=1)] = 16,
+    steps: Annotated[int, typer.Option(min=1, help="Of DPM-Solver++; PNDM takes the study's 50.")] = 20,
+    size_px: Annotated[int, typer.Option("--size", min=32, help="Pixels a side.")] = 128,
+    json_file: Annotated[Optional[Path], typer.Option("--json", metavar="FILE", help="Write the figures there too.")] = None,
+):
+    """Drawing images: our sampler beside diffusers' pipeline and beside the bare networks.
+
+    Example: vhs bench generate --model models/base --device cuda --size 512
+    """
+    world.set_environment(1)
+    world.set_numerics(1)
+    from jobs import bench as benching
+
+    _show_bench(benching.generate(images, repeats, batch, steps, size_px, model, device), json_file)
+
+
+def _show_bench(result, json_file: Path | None):
+    grid = Grid(
+        "what", result.unit, "ratio", *(["bytes an image"] if result.what == "write" else []), title=f"{result.device}, medians of {result.repeats}"
+    )
+    for row in result.rows:
+        figures = [row.note or "", ""] if row.rate is None else [f"{row.rate:.2f}", f"{row.ratio:.2f}"]
+        grid.add_row(row.name, *figures, *([str(row.bytes_per_image or "")] if result.what == "write" else []))
+    Console().print(grid)
+    if json_file:
+        json_file.write_text(json.dumps(result.as_dict(), indent=1) + "\n")

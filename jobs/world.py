@@ -63,14 +63,18 @@ def numerics(threads: int, device) -> dict[str, str]:
     import torch
     import transformers
 
-    cpu = next((line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine())
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": str(threads),
         "cuda": str(torch.version.cuda) if device.type == "cuda" else "",
         **{module.__name__: str(module.__version__) for module in (torch, diffusers, transformers, cv2)},
     }
+
+
+def cpu_name() -> str:
+    """The processor's own name."""
+    return next((line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine())
 
 
 def _cpuinfo() -> list[str]:

@@ -1,0 +1,25 @@
+"""The benches say what they should of each contender; times are the machine's business."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from conftest import vhs
+
+
+def test_write_compares_bytes_and_rates(tmp_path):
+    printed = vhs("bench", "write", "--images", 4, "--repeats", 1, "--size", 64, "--json", tmp_path / "write.json")
+    result = json.loads((tmp_path / "write.json").read_text())
+    ours, colour, grey = result["rows"]
+    assert result["unit"] == "images per core-second" in printed and ours["name"].startswith("vhs") and ours["ratio"] == 1
+    assert all(row["rate"] > 0 and row["ratio"] == pytest.approx(row["rate"] / ours["rate"]) for row in result["rows"])
+    assert grey["bytes_per_image"] < colour["bytes_per_image"]
+
+
+def test_generate_has_the_same_work_done_by_each(tmp_path):
+    options = ("--images", 2, "--repeats", 1, "--batch", 2, "--steps", 2, "--size", 32, "--device", "cpu")
+    vhs("bench", "generate", *options, "--json", tmp_path / "generate.json")
+    result = json.loads((tmp_path / "generate.json").read_text())
+    assert [row["name"].split(":")[0].split(" ")[0] for row in result["rows"]] == ["vhs", "diffusers", "diffusers", "diffusers", "UNet"]
+    assert all(row["rate"] > 0 for row in result["rows"]) and result["device"]
