@@ -47,7 +47,7 @@ def rejected(config, inputs, rows: pd.DataFrame) -> bytes:
 
 def pairs(inputs, generated: pd.DataFrame, real: pd.DataFrame) -> bytes:
     """The accepted images that come closest to a training image, each left of that image: a copy would show."""
-    rows = generated[generated.near_key.isin(real.key)].nsmallest(PAIRS, ["near_distance", "key"])
+    rows = generated[generated.near_key.isin(real.key)].sort_values(["near_distance", "key"]).head(PAIRS)
     images = batches.load_images(inputs.storage, rows)
     nearest = batches.load_images(inputs.storage, real.set_index("key", drop=False).loc[rows.near_key])
     captions = [f"generated, {distance:.3g} away" for distance in rows.near_distance]

@@ -109,7 +109,8 @@ def curves(rows: pd.DataFrame) -> bytes:
     Figures are named "loss" or end in "_loss" or "_accuracy"; those that begin with "validation" are drawn dashed, as they are, and the
     others, which a batch made noisy, as running means over a twentieth of their rows.
     """
-    rows = rows.assign(kind=rows.figure.str.rpartition("_")[2])
+    several = rows.groupby("model").series.transform("nunique") > 1  # a model of one series has its figures told apart by colour
+    rows = rows.assign(kind=rows.figure.str.rpartition("_")[2], series=rows.series.where(several, rows.figure.str.replace("_", " ")))
     panels = [(model, kind, panel) for (model, kind), panel in rows.groupby(["model", "kind"], sort=False) if kind in ("loss", "accuracy")]
     with _style():
         figure, axes = _canvas(6.6, 2.3 * len(panels), [1] * len(panels))
