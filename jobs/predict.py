@@ -13,9 +13,10 @@ import numpy as np
 
 from jobs import plan
 from shards.sample import sample_key
-from vhs.labelling import Labeller, Measurement, plausible, verdict
+from vhs.labelling import Labeller
 from vhs.measure import CLASSES, VIEWS, View
 from vhs.radiograph import Letterbox, Unreadable, decode
+from vhs.verdict import Measurement, plausible
 
 CHUNK = 16  # files in memory at once
 
@@ -81,7 +82,7 @@ def _chunk(labeller: Labeller, files: list[Path], passes: int, overlays: Path | 
 def _notes(labeller: Labeller, found: Measurement) -> list[str]:
     """Why each measurement should not be trusted, "" where nothing speaks against it."""
     if labeller.thresholds:
-        return [reason for _, reason in verdict(found, labeller.thresholds, labeller.view)]
+        return [reason for _, reason in labeller.verdict(found)]
     return ["" if ok else "implausible geometry" for ok in plausible(found, labeller.view)]
 
 

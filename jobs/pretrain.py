@@ -19,10 +19,11 @@ import torch
 from accelerate import Accelerator
 
 from jobs import config, models, world
-from vhs import checkpoint, diffusion, labelling, phantom, pretraining, prompts, sampling
+from vhs import checkpoint, diffusion, labelling, phantom, pretraining, prompts, sampling, schooling
 from vhs.diffusion import Components
 from vhs.measure import CLASSES, VIEWS
 from vhs.settings import DreamBooth, Generation, Labeller, Pretraining
+from vhs.verdict import fit_thresholds
 
 log = logging.getLogger(__name__)
 HELD_OUT = 256  # phantoms a view that no stage trains on: the figures are measured on them
@@ -122,9 +123,9 @@ def labellers(settings: Pretraining, out: Path) -> None:
             return images[rows], points[rows]
 
         saving = Saving(out / "training" / f"labeller_{view}.pt")
-        schooled = labelling.school(VIEWS[view], choice, draw, world.accelerator("auto"), saving)
+        schooled = schooling.school(VIEWS[view], choice, draw, world.accelerator("auto"), saving)
         measured = schooled.measure(images[:1000], [f"phantom-{i}" for i in range(len(images[:1000]))], choice.passes)
-        replace(schooled, thresholds=labelling.fit_thresholds(measured, choice.keep_quantile)).save(out / "labeller" / view)
+        replace(schooled, thresholds=fit_thresholds(measured, choice.keep_quantile)).save(out / "labeller" / view)
 
 
 def judge(settings: Pretraining, out: Path, components: Components, guidances: Sequence[float] = (1.5, 2.0, 3.0)) -> dict:

@@ -54,7 +54,7 @@ class KeypointNet(nn.Module):
         return features
 
     def decode(self, features: list[torch.Tensor], masks: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Points [B, K, 2] in input pixels, the variance of each heat map [B, K] px^2. `masks` [B, C] scales the bottleneck's channels."""
+        """Points [B, K, 2] in input pixels, the covariance of each heat map [B, K, 2, 2] px^2. `masks` [B, C] scales the bottleneck's channels."""
         bottom = features[-1] if masks is None else features[-1] * masks[:, :, None, None]
         y = self.lateral[-1](bottom)
         for feature, lateral, merge in zip(features[-2::-1], self.lateral[-2::-1], self.merge, strict=True):
@@ -63,11 +63,15 @@ class KeypointNet(nn.Module):
         side = heat.shape[-1]
         heat = heat.flatten(2).softmax(-1).unflatten(2, (side, side))
         at = torch.arange(side, device=heat.device) * 4 + 1.5  # a cell's centre in input pixels, whose centres are integers
-        mean, square = [torch.stack([heat.sum(2) @ power, heat.sum(3) @ power], -1) for power in (at, at**2)]
-        return mean, (square - mean**2).sum(-1).clamp(min=0)
+        rows, columns = heat.sum(3), heat.sum(2)
+        mean = torch.stack([columns @ at, rows @ at], -1)
+        x, y = at - mean[..., :1], at - mean[..., 1:]
+        across = torch.einsum("bkyx,bky,bkx->bk", heat, y, x)
+        spread = [(columns * x**2).sum(-1), across, across, (rows * y**2).sum(-1)]
+        return mean, torch.stack(spread, -1).unflatten(-1, (2, 2))
 
     def forward(self, x: torch.Tensor, masks: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """-> points [B, K, 2] px, heat-map variance [B, K] px^2, features [B, C] (the bottleneck's mean over the image)."""
+        """-> points [B, K, 2] px, heat-map covariance [B, K, 2, 2] px^2, features [B, C] (the bottleneck's mean over the image)."""
         features = self.encode(x)
         return *self.decode(features, masks), features[-1].mean((2, 3))
 
