@@ -70,6 +70,7 @@ class Config(Section):
     high_is_large: bool | None = None  # true: an index equal to the upper edge is large; null: as the view has it
     base: str = "packaged"  # packaged | a diffusers folder | a hub id of Stable Diffusion 1.x / 2.x
     base_revision: str | None = Field(None, pattern="^[0-9a-f]{40}$")  # the commit of a hub id
+    label_by: Literal["measure", "prompt", "teacher", "hand"] = "measure"  # of generated images (jobs/stages/label.py)
     arms: tuple[Arm, ...] = ("real", "real-matched", "mixed", "measure")  # pretrain: one training more
     seeds: tuple[int, ...] = (0,)  # of classifier training; one classifier an arm, scope and seed
     purpose: Literal["confirmatory", "descriptive"] = "confirmatory"  # descriptive: the verdict says that it only describes this data

@@ -45,10 +45,17 @@ def frontier(run: Run) -> tuple[str, list[Unit]] | None:
 
 def drive(run: Run, *, reuse: str | None = None, only: str | None = None, show: Show | None = None):
     """Work until the run is complete, or until stage `only` is. Failed if units fail."""
+    from jobs import rounds  # pandas
+
     show = show or Show()
     with Local(run.config) as backend:
         while (work := frontier(run)) and (only is None or _reaches(work[0], only)):
             stage, pending = work
+            if stage == "train" and (scopes := rounds.waiting(run)):
+                raise plan.PlanError(
+                    f"label_by hand: the images drawn for {', '.join(scopes)} wait for a person. vhs labels {run.url} export FILE.csv --images DIR, "
+                    f"write yes or no under `accepted`, vhs labels {run.url} import FILE.csv, then run the same command again"
+                )
             if reuse and plan.adopt(run, pending, reuse):
                 run.refresh()
                 continue

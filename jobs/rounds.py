@@ -7,10 +7,12 @@ quota not met by then is reported, not hidden.
 
 from __future__ import annotations
 
+import json
 from functools import partial
 
 import pandas as pd
 
+from jobs import labels as corrections
 from jobs.drawing import stratum
 from jobs.unit import Unit
 from vhs.measure import CLASSES
@@ -34,12 +36,12 @@ def units(run, scope: str) -> list[Unit]:
     from jobs.stages import generate, label
 
     settings, listed, counted = run.config.generation, [], strata(run, scope)
-    accepted, drawn = dict.fromkeys(counted, 0), dict.fromkeys(counted, 0)
+    accepted, drawn, labels = dict.fromkeys(counted, 0), dict.fromkeys(counted, 0), []
     for number in range(settings.max_rounds):
         short = [name for name in counted if accepted[name] < settings.quota]
-        if not short:
-            break
         path = f"rounds/{scope}/{number:03d}.json"
+        if path not in run.names and (not short or _waiting(run, labels)):  # what was listed stays, whatever a person said since
+            break
         content = run.freeze(path, partial(_listing, short, drawn, accepted, settings.round_units), window="round-before-commit")
         new = [generate.unit(run, scope, *counted[name], n) for name in counted for n in content["units"].get(name, ())]
         listed += new
@@ -49,9 +51,29 @@ def units(run, scope: str) -> list[Unit]:
         for done in labels:
             source = done.params.get("source")
             drawn[stratum(done.params["class"], source)] += 1
-            for name, count in run.marker(done.marker).facts["accepted"].items():
+            for name, count in corrections.accepted(run, done).items():
                 accepted[stratum(name, source)] += count
     return listed
+
+
+def _waiting(run, labels: list[Unit]) -> bool:
+    """With label_by hand: whether no person has yet judged anything of the round labelled in `labels`."""
+    return run.config.label_by == "hand" and bool(labels) and not corrections.judged(run, labels)
+
+
+def waiting(run) -> list[str]:
+    """Scopes whose last round a person has to judge before the run goes on."""
+    from jobs.stages import label
+
+    found = []
+    for scope in run.scopes if run.config.label_by == "hand" else []:
+        listed = [json.loads(run.storage.read(name)) for name in sorted(run.names) if name.startswith(f"rounds/{scope}/")]
+        last = {(name, n) for name, numbers in listed[-1]["units"].items() for n in numbers} if listed else set()
+        drawn = [unit for unit in run.units("generate") if unit.params["scope"] == scope]
+        of_last = [u for u in drawn if (stratum(u.params["class"], u.params.get("source")), u.params["number"]) in last]
+        if _waiting(run, [label.unit(run, unit) for unit in of_last if run.done(unit)]):
+            found.append(scope)
+    return found
 
 
 def _listing(short: list[str], drawn: dict[str, int], accepted: dict[str, int], count: int) -> dict:

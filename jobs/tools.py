@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Literal, Optional
 
 import typer
 from rich.console import Console
@@ -194,3 +194,28 @@ def _show_bench(result, json_file: Path | None):
     Console().print(grid)
     if json_file:
         json_file.write_text(json.dumps(result.as_dict(), indent=1) + "\n")
+
+
+@app.command()
+def labels(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    action: Annotated[Literal["export", "import"], typer.Argument(help="export or import.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .csv or .mat file.")],
+    images: Annotated[Optional[Path], typer.Option(help="With export: a folder for the pictures, KEY.png.")] = None,
+):
+    """Take the labels of generated images out, or a person's corrections in; the next `vhs run` redoes what they touch.
+
+    A row has `key`, and any of: `accepted` (yes or no), `label` (small, normal, large), all key points (A_x, A_y ... in the image's pixels), which
+    decide index and class. What is left empty or unchanged stays the machine's. A .mat file holds a struct `labels` with the same fields, `key` a
+    cell array and `points` an array [images, points, 2]. A faulty row is named, and then nothing is imported.
+    """
+    from jobs import labels as corrections
+    from jobs import plan
+
+    opened = plan.reopen(run, read_only=action == "export")
+    if action == "export":
+        console.print(f"{corrections.export(opened, file, images)} labels in {file}", markup=False)
+        return
+    count = corrections.take(opened, file)
+    said = f"{count} labels corrected: run the same command again" if count else "nothing in it differs from what the run has"
+    console.print(said, markup=False)

@@ -44,6 +44,7 @@ def sources(config) -> list[dict]:
         _name_origins(found, Path(config.data).expanduser().absolute())
         _reject_copies(found)
         _refuse_unlabelled_test(found, config)
+        _refuse_unteachable(found, config)
         return found
     if config.view not in ANATOMY:
         raise SourceError(f"data = 'phantoms': they are drawn for {', '.join(ANATOMY)}, not for {config.view}: give a folder or a CSV")
@@ -94,6 +95,17 @@ def _refuse_unlabelled_test(found: list[dict], config):
         raise SourceError(
             f"none of the {len(test)} test images of {config.data} has a label and split.folds is 0, so no accuracy could be reported: "
             "set split.folds=5 (or another number from 2) to have it from cross-validation, or add the labels"
+        )
+
+
+def _refuse_unteachable(found: list[dict], config):
+    """Classes alone teach nobody to measure; who would label the generated images is asked before anything is made."""
+    train = [source for source in found if source["split"] != "test" and not source["reject"]]
+    if train and config.label_by == "measure" and config.labeller.steps and not any(source["points"] for source in train):
+        raise SourceError(
+            f"the {len(train)} training images of {config.data} have classes but no key points, so the labeller cannot learn to measure them. Add the "
+            "points; or set labeller.steps=0 (the packaged labeller measures as it is), label_by=prompt (the prompted class is the label), "
+            "label_by=teacher (a classifier trained on the real images labels) or label_by=hand (a person does: vhs labels)"
         )
 
 

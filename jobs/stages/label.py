@@ -1,12 +1,19 @@
-"""label: every generated image measured by its scope's labeller. The training label is the measured class; the prompted class stays a column."""
+"""label: what every generated image is taken for. It is measured whatever `label_by` says; that decides which word becomes its training label.
+
+measure   the class of its measured index, if no verdict speaks against it      (the prompted class stays a column)
+prompt    the prompted class                                                     both unless the image copies a training image
+teacher   the class that a classifier of the scope's real training images sees, where it is sure enough
+hand      its measured class, once a person accepts it: vhs labels RUN export, import
+"""
 
 from __future__ import annotations
 
 from jobs.unit import Table, Unit
 
 NAME, FOLDER, KIND, TORCH = "label", "labels", "parquet", True
-SCIENCE = ("view", "edges", "high_is_large", "threads", "labeller.passes")
+SCIENCE = ("view", "edges", "high_is_large", "threads", "labeller.passes", "label_by")
 AFTER = ("labeller", "generate")
+SOURCES = {"measure": "machine", "hand": "machine", "prompt": "prompt", "teacher": "teacher"}  # label_by -> label_source, before a person spoke
 
 
 def units(run) -> list[Unit]:
@@ -24,16 +31,15 @@ def work(config, inputs, output) -> Table:
     import pyarrow as pa
 
     from jobs import batches, world
-    from vhs.labelling import Labeller, verdict
+    from vhs.labelling import Labeller
     from vhs.measure import CLASSES
 
-    rows, view = inputs.samples("shard"), config.measure
+    rows = inputs.samples("shard")
     labeller = Labeller.load(inputs.folder("labeller")).to(world.device(config.execution.device))
     measured = labeller.measure(batches.load_images(inputs.storage, rows), rows.key.tolist(), passes=config.labeller.passes)
-    verdicts = verdict(measured, labeller.thresholds, view)
-    finite = np.isfinite(measured.index)
-    label = np.where(finite, view.classify(np.where(finite, measured.index, 0)), -1)
-    accepted = np.array([ok for ok, _ in verdicts]) & finite
+    label, reasons = _decided(config, inputs, rows, labeller, measured)
+    accepted = (label >= 0) & np.array([not reason for reason in reasons])
+    near_key, near_distance = labeller.copies.nearest(measured) if labeller.copies else ([None] * len(rows), np.full(len(rows), np.nan))
     table = pa.table(
         {
             "key": rows.key.tolist(),
@@ -42,10 +48,33 @@ def work(config, inputs, output) -> Table:
             "spread": measured.spread,
             "label": label,
             "accepted": accepted,
-            "reason": [reason for _, reason in verdicts],
-            "label_source": ["machine"] * len(rows),
+            "reason": reasons,
+            "label_source": [SOURCES[config.label_by]] * len(rows),
             "labeller": [inputs.markers("labeller")[0].path] * len(rows),
+            "near_key": pa.array(near_key, pa.string()),
+            "near_distance": near_distance,
         }
     )
     counts = {name: int((accepted & (label == number)).sum()) for number, name in enumerate(CLASSES)}
     return Table(table, {"images": len(rows), "accepted": counts})
+
+
+def _decided(config, inputs, rows, labeller, measured):
+    """Label int64 [N] (-1: none) and the reason against accepting each image, "" where there is none."""
+    import numpy as np
+
+    from jobs import teacher
+    from vhs.measure import CLASSES
+
+    finite = np.isfinite(measured.index)
+    seen = np.where(finite, config.measure.classify(np.where(finite, measured.index, 0)), -1)
+    verdicts = [reason for _, reason in labeller.verdict(measured)]
+    if config.label_by == "measure":
+        return seen, verdicts
+    if config.label_by == "hand":
+        return seen, [reason or "not yet judged by a person" for reason in verdicts]
+    copies = ["near-copy" if copied else "" for copied in labeller.copied(measured)]
+    if config.label_by == "prompt":
+        return rows.prompted.map(CLASSES.index).to_numpy(), copies
+    said, sure = teacher.answers(config, inputs, rows)
+    return said, [reason or ("" if ok else "teacher unsure") for reason, ok in zip(copies, sure)]

@@ -16,8 +16,10 @@ AFTER = ("ingest", "split")
 def units(run) -> list[Unit]:
     from jobs import models
     inputs, init = {"real": run.committed("ingest"), "splits": run.committed("split")}, models.fingerprint(models.labeller(run.config))
+    # only a run with a teacher has its labellers depend on the classifier's settings
+    teacher = {"teacher": run.science(("classifier",))} if run.config.label_by == "teacher" else {}
     return [
-        run.unit(NAME, f"{FOLDER}/{scope}", inputs, params={"scope": scope, "init": init}, ranks=run.config.labeller.ranks)
+        run.unit(NAME, f"{FOLDER}/{scope}", inputs, params={"scope": scope, "init": init, **teacher}, ranks=run.config.labeller.ranks)
         for scope in run.scopes
     ]
 
@@ -29,8 +31,11 @@ def work(config, inputs, output) -> Files:
     import numpy as np
     import pandas as pd
 
-    from jobs import batches, lineage, models, world
-    from vhs.labelling import Labeller, fine_tune, fit_thresholds
+    from jobs import batches, lineage, models, teacher, world
+    from vhs.curve import Curve
+    from vhs.labelling import Labeller
+    from vhs.schooling import fine_tune
+    from vhs.verdict import Copies, fit_thresholds
 
     settings, view, real = config.labeller, config.measure, lineage.split_rows(inputs)
     pointed = real.training[real.training.points.notna()].reset_index(drop=True)
@@ -48,11 +53,27 @@ def work(config, inputs, output) -> Files:
         epochs = batches.Epochs(
             inputs.storage, pointed, settings.batch, batches.shuffled(len(pointed), settings.seed), points_at=config.resolution
         )
-        labeller = fine_tune(labeller, epochs, settings, steps_per_epoch=epochs.steps, accelerator=accelerator, progress=output.progress)
+        curve = Curve(settings.steps)
+        labeller = fine_tune(
+            labeller,
+            epochs,
+            settings,
+            steps_per_epoch=epochs.steps,
+            accelerator=accelerator,
+            progress=teacher.Phase(output.progress, "key points"),
+            curve=curve,
+        )
+        curve.save(output.folder)
     known = pd.concat([real.training, real.inner], ignore_index=True)
     measured = labeller.measure(batches.load_images(inputs.storage, known), known.key.tolist(), passes=settings.passes)
-    error = np.abs(measured.index - known["index"])[len(real.training) :]
-    replace(labeller, thresholds=fit_thresholds(measured, settings.keep_quantile, settings.slack)).save(output.folder)
+    unseen = np.arange(len(known)) >= len(real.training)
+    error = np.abs(measured.index - known["index"])[unseen]
+    replace(
+        labeller,
+        thresholds=fit_thresholds(measured, settings.keep_quantile, settings.slack, unseen),
+        copies=Copies.fit(measured, known.key.tolist(), known.patient.tolist()),
+    ).save(output.folder)
+    taught = {"teacher_confidence": teacher.train(config, inputs, output, real)} if config.label_by == "teacher" else {}
     seen = lineage.seen(known, models.seen(models.labeller(config)))
     (output.folder / "lineage.json").write_text(json.dumps(seen, indent=1))
     return Files(
@@ -61,6 +82,7 @@ def work(config, inputs, output) -> Files:
             "fine_tuned_on": len(pointed) if settings.steps else 0,
             "inner_images": len(real.inner),
             "inner_index_mae": None if error.isna().all() else float(error.mean()),
+            **taught,
             **seen,
         }
     )

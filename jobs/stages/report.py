@@ -17,7 +17,7 @@ FEATURE_CHUNK = 256  # images in memory at a time
 
 
 def units(run) -> list[Unit]:
-    from jobs import models
+    from jobs import labels, models
 
     inputs = {
         "real": run.committed("ingest"),
@@ -29,6 +29,8 @@ def units(run) -> list[Unit]:
         "classifiers": run.committed("train"),
         "predictions": run.committed("evaluate"),
     }
+    if said := labels.tables(run, "split"):
+        inputs["corrections"] = said
     params = {"scope": "split", "analysis": run.analysis}
     if run.config.report.inception:
         params["inception"] = models.fingerprint(run.config.report.inception)
@@ -38,7 +40,7 @@ def units(run) -> list[Unit]:
 def work(config, inputs, output) -> Files:
     import json
 
-    from jobs import lineage, rounds
+    from jobs import labels, lineage, rounds
     from shards import crash
     from vhs import metrics
     from vhs.measure import CLASSES
@@ -46,7 +48,7 @@ def work(config, inputs, output) -> Files:
 
     predictions, scope = _predictions(inputs), lineage.split_rows(inputs)
     generated = _generated(inputs)
-    taught = rounds.accepted(inputs.samples("generated"), inputs.table("labels"), config.generation.quota)
+    taught = rounds.accepted(inputs.samples("generated"), labels.of(inputs), config.generation.quota)
     strata = len(CLASSES) * (len(inputs.facts("generator")["sources"]) if config.generation.by_source else 1)
     part, judged = metrics.judged(predictions)
     measured = judged[judged.arm == "measure"]
@@ -88,9 +90,10 @@ def _predictions(inputs):
 
 def _generated(inputs):
     """The generated images with their labels, in the order of their numbers."""
+    from jobs import labels
     from vhs.measure import CLASSES
 
-    rows = inputs.samples("generated").merge(inputs.table("labels"), on="key", validate="one_to_one")
+    rows = inputs.samples("generated").merge(labels.of(inputs), on="key", validate="one_to_one")
     rows = rows.assign(prompted=rows.prompted.map(CLASSES.index), measured=rows.label)
     return rows.sort_values(["number", "prompted"], kind="stable", ignore_index=True)
 

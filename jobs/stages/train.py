@@ -42,6 +42,8 @@ def units(run) -> list[Unit]:
 
 
 def _unit(run, arm: str, scope: str, seed: int) -> Unit:
+    from jobs import labels
+
     inputs = {"real": run.committed("ingest"), "splits": run.committed("split")}
     if arm != "real":  # real-matched looks at how many images mixed trains on, not at the images
         inputs |= {
@@ -50,6 +52,8 @@ def _unit(run, arm: str, scope: str, seed: int) -> Unit:
             "generator": run.committed("dreambooth", scope=scope),
             "labeller": run.committed("labeller", scope=scope),
         }
+        if said := labels.tables(run, scope):
+            inputs["corrections"] = said
     return run.unit(
         NAME,
         f"{FOLDER}/{arm}/{scope}/seed-{seed}",
@@ -193,9 +197,9 @@ def _prior(config, real: pd.DataFrame) -> list[float]:
 
 def _guarded(config, inputs, held_out_patients: frozenset[str]) -> pd.DataFrame:
     """The accepted generated images of the scope, past the leak guard."""
-    from jobs import lineage, rounds
+    from jobs import labels, lineage, rounds
 
-    drawn = rounds.accepted(inputs.samples("generated"), inputs.table("labels"), config.generation.quota)
+    drawn = rounds.accepted(inputs.samples("generated"), labels.of(inputs), config.generation.quota)
     records = {marker.path: marker.facts for role in ("generator", "labeller") for marker in inputs.markers(role)}
     lineage.guard(drawn, records, held_out_patients)
     return drawn

@@ -1,0 +1,236 @@
+"""A person's word on generated images: labels out as a table, corrections in (`vhs labels RUN export|import FILE`).
+
+A labels shard is never rewritten. What an import changes is committed once, as the next table in labels/corrections/<scope>/; of several words on one
+image the last counts. Training and report read those tables, so the next `vhs run` redoes what they touch and nothing else. Rounds that were listed
+stay as they were; whether another is needed is counted with the corrections.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from jobs.unit import Unit
+from shards import manifest
+from vhs.measure import CLASSES, View
+
+COLUMNS = ("points", "index", "label", "accepted", "reason", "label_source")  # of a labels table, that a correction replaces
+WORDS = {"yes": True, "true": True, "1": True, "accept": True, "no": False, "false": False, "0": False, "reject": False}
+SHOWN = 10  # faulty rows an error names
+
+
+class LabelError(ValueError):
+    """A table of labels that cannot be taken; the message lists its faulty rows. Nothing was imported."""
+
+
+def tables(run, scope: str) -> list[str]:
+    """The correction tables of a scope, the oldest first."""
+    return sorted(name for name in run.names if name.startswith(f"labels/corrections/{scope}/"))
+
+
+def corrected(labels: pd.DataFrame, corrections: pd.DataFrame) -> pd.DataFrame:
+    """`labels` (key, COLUMNS, ...) with what the rows of `corrections`, in order, say of the same keys."""
+    if not len(corrections):
+        return labels
+    last = corrections.drop_duplicates("key", keep="last").set_index("key")
+    rows = labels.key.isin(last.index).to_numpy()
+    labels = labels.copy()
+    for name in COLUMNS:
+        column = labels[name].to_numpy(dtype=object, copy=True)
+        column[rows] = last.loc[labels.key[rows], name].to_numpy(dtype=object)
+        labels[name] = pd.Series(column, index=labels.index, dtype=object if name == "points" else labels[name].dtype)
+    return labels
+
+
+def of(inputs) -> pd.DataFrame:
+    """The labels that a unit reads (its roles `labels` and, if a person spoke, `corrections`), as corrected."""
+    return corrected(inputs.table("labels"), inputs.table("corrections"))
+
+
+def accepted(run, unit: Unit) -> dict[str, int]:
+    """Accepted images of each class in a finished unit of labels, as corrected."""
+    if not (said := tables(run, unit.params["scope"])):
+        return run.marker(unit.marker).facts["accepted"]
+    rows = corrected(manifest.read(run.storage, unit.marker).to_pandas(), _read(run, said))
+    return {name: int((rows.accepted & (rows.label == number)).sum()) for number, name in enumerate(CLASSES)}
+
+
+def judged(run, units: list[Unit]) -> bool:
+    """Whether a person has said something of any image of these finished units of labels."""
+    said = [path for scope in {unit.params["scope"] for unit in units} for path in tables(run, scope)]
+    return bool(said) and bool(set(_read(run, said).key) & {key for unit in units for key in _read(run, [unit.marker]).key})
+
+
+def _read(run, paths: list[str]) -> pd.DataFrame:
+    return pd.concat([manifest.read(run.storage, path).to_pandas() for path in paths], ignore_index=True)
+
+
+def table(run) -> pd.DataFrame:
+    """Every generated image labelled so far, with its label as corrected."""
+    named, parts = dict(run.named()), []
+    for unit in (unit for unit in named.get("label", []) if run.done(unit)):
+        shard = unit.inputs["shard"][0][0]
+        parts.append(manifest.load(run.storage, paths=[shard]).to_pandas().merge(_read(run, [unit.marker]), on="key", validate="one_to_one"))
+    if not parts:
+        raise LabelError(f"{run.url} has no labelled images yet: vhs status {run.url}")
+    rows = pd.concat(parts, ignore_index=True)
+    return pd.concat(
+        [corrected(part, _read(run, said) if (said := tables(run, scope)) else part.head(0)) for scope, part in rows.groupby("generated_for")],
+        ignore_index=True,
+    )
+
+
+def export(run, file: Path, images: Path | None = None) -> int:
+    """Writes every label to `file` (.csv or .mat) and, to `images`, the pictures as <key>.png -> how many."""
+    rows, view = table(run), run.config.measure
+    plain = {
+        "key": rows.key,
+        "scope": rows.generated_for,
+        "shard": rows.path,
+        "prompt": rows.prompt,
+        "prompted": rows.prompted,
+        "source": rows.source,
+        "index": rows["index"].round(4),
+        "spread": rows.spread.round(4),
+        "label": [CLASSES[n] if n >= 0 else "" for n in rows.label],
+        "accepted": np.where(rows.accepted, "yes", "no"),
+        "reason": rows.reason,
+        "label_source": rows.label_source,
+        "near_key": rows.near_key,
+        "near_distance": rows.near_distance.round(4),
+    }
+    points = np.stack(rows.points.to_list()).reshape(len(rows), -1, 2).astype(np.float64).round(3)
+    if _format(file) == ".mat":
+        from scipy.io import savemat
+
+        fields = {name: np.array(pd.Series(values).fillna("").to_list(), object) if _text(values) else values for name, values in plain.items()}
+        savemat(file, {"labels": fields | {"points": points}})
+    else:
+        pd.DataFrame(plain | {name: points.reshape(len(rows), -1)[:, n] for n, name in enumerate(_point_columns(view))}).to_csv(file, index=False)
+    if images:
+        from jobs.batches import load_images
+        from vhs.radiograph import encode_png
+
+        images.mkdir(parents=True, exist_ok=True)
+        for key, image in zip(rows.key, load_images(run.storage, rows)):
+            (images / f"{key}.png").write_bytes(encode_png(image))
+    return len(rows)
+
+
+def _format(file: Path) -> str:
+    if file.suffix not in (".csv", ".mat"):
+        raise LabelError(f"{file}: labels are a .csv or a .mat file")
+    return file.suffix
+
+
+def _text(values) -> bool:
+    return not pd.api.types.is_numeric_dtype(pd.Series(values).dtype)
+
+
+def _point_columns(view: View) -> list[str]:
+    return [f"{name}_{axis}" for name in view.points for axis in "xy"]
+
+
+def take(run, file: Path) -> int:
+    """Commits what `file` says otherwise than the run -> how many images. LabelError listing the faulty rows, and then nothing is imported.
+
+    A row names its `key` and any of `accepted` (yes, no), `label` (a class) and all points; what is empty or absent is left as it is. Points decide
+    the class.
+    """
+    now, view = table(run).set_index("key"), run.config.measure
+    rows = list(csv.DictReader(file.open(newline="", encoding="utf-8-sig"))) if _format(file) == ".csv" else _mat_rows(file, view)
+    changes, faults, seen = [], [], set()
+    for number, row in enumerate(rows, start=2 if file.suffix == ".csv" else 1):
+        try:
+            key = (row.get("key") or "").strip()
+            if key not in now.index:
+                raise LabelError(f"no labelled image has the key {key!r}")
+            if key in seen:
+                raise LabelError(f"the key {key} comes twice")
+            seen.add(key)
+            changes += _change(key, row, now.loc[key], view, run.config.resolution)
+        except LabelError as fault:
+            faults.append(f"row {number}: {fault}")
+    if faults:
+        more = f"\nand {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+        raise LabelError(f"{file}: {len(faults)} faulty rows, nothing was imported\n" + "\n".join(faults[:SHOWN]) + more)
+    for scope, part in pd.DataFrame(changes, columns=["scope", "key", *COLUMNS]).groupby("scope"):
+        columns = pa.Table.from_pylist(part.drop(columns="scope").to_dict("records"), schema=_schema())
+        data = manifest.encode(columns, {"facts": "{}"})
+        run.storage.commit(f"labels/corrections/{scope}/{len(tables(run, scope)):05d}-{hashlib.sha256(data).hexdigest()[:12]}.parquet", data)
+    return len(changes)
+
+
+def _schema() -> pa.Schema:
+    kinds = [pa.list_(pa.float32()), pa.float64(), pa.int64(), pa.bool_(), pa.string(), pa.string()]
+    return pa.schema([("key", pa.string()), *zip(COLUMNS, kinds)])
+
+
+def _change(key: str, row: dict, now: pd.Series, view: View, side_px: int) -> list[dict]:
+    """What `row` changes of an image's label: one record, or none. LabelError for what cannot be meant."""
+    points, index, label, ok = np.asarray(now.points, np.float64), float(now["index"]), int(now.label), bool(now.accepted)
+    given = _points(row, view, side_px)
+    if given is not None and not np.allclose(given, points, atol=6e-4):
+        points, index = given, float(view.measure(given.reshape(-1, 2)))
+        if not np.isfinite(index):
+            raise LabelError(f"{view.index} cannot be measured: two key points coincide")
+        label = int(view.classify(index))
+    elif word := (row.get("label") or "").strip().lower():
+        if word not in CLASSES:
+            raise LabelError(f"label {word!r}; legal: {', '.join(CLASSES)}")
+        label = CLASSES.index(word)
+    if word := (row.get("accepted") or "").strip().lower():
+        if word not in WORDS:
+            raise LabelError(f"accepted {word!r}; legal: {', '.join(WORDS)}")
+        ok = WORDS[word]
+    if ok and label < 0:
+        raise LabelError("accepted, but it has neither a label nor points that can be measured")
+    if (label, ok) == (int(now.label), bool(now.accepted)) and np.array_equal(points, np.asarray(now.points, np.float64)):
+        return []
+    reason = "" if ok else (now.reason if not now.accepted else "rejected by hand")
+    values = (points.astype(np.float32).tolist(), index, label, ok, reason, "hand")
+    return [{"scope": now.generated_for, "key": key, **dict(zip(COLUMNS, values))}]
+
+
+def _points(row: dict, view: View, side_px: int) -> np.ndarray | None:
+    """The row's points [2K] in the image's pixels, or None where it gives none."""
+    names = _point_columns(view)
+    given = [str(row.get(name) or "").strip() for name in names]
+    if not any(given):
+        return None
+    if missing := [name for name, text in zip(names, given) if not text]:
+        raise LabelError(f"{len(names) - len(missing)} of {len(names)} coordinates, without {', '.join(missing)}: give all or none")
+    try:
+        points = np.array(given, np.float64)
+    except ValueError:
+        raise LabelError(f"a point that is not a number among {', '.join(given)}") from None
+    if not np.isfinite(points).all():
+        raise LabelError("a point that is not a number")
+    if (points < -0.5).any() or (points > side_px - 0.5).any():
+        raise LabelError(f"a point outside the image of {side_px} x {side_px} pixels")
+    return points
+
+
+def _mat_rows(file: Path, view: View) -> list[dict]:
+    """The struct `labels` as rows of text, as a CSV has them."""
+    from scipy.io import loadmat
+
+    labels = loadmat(file, simplify_cells=True).get("labels")
+    if not isinstance(labels, dict) or "key" not in labels:
+        raise LabelError(f"{file}: holds no struct `labels` with the field `key`")
+    keys = np.atleast_1d(labels["key"])
+    fields = {name: np.atleast_1d(labels[name]) for name in ("key", "accepted", "label") if name in labels}
+    if "points" in labels:
+        points = np.asarray(labels["points"], np.float64)
+        points = points[None] if points.ndim == 2 and len(keys) == 1 else points
+        if points.shape != (len(keys), len(view.points), 2):
+            raise LabelError(f"{file}: labels.points has the shape {points.shape}, legal is {(len(keys), len(view.points), 2)}")
+        fields |= dict(zip(_point_columns(view), points.reshape(len(keys), -1).T))
+    if uneven := [name for name, values in fields.items() if len(values) != len(keys)]:
+        raise LabelError(f"{file}: labels.{uneven[0]} has {len(fields[uneven[0]])} entries for {len(keys)} keys")
+    return [{name: str(values[n]) for name, values in fields.items()} for n in range(len(keys))]

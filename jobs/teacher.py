@@ -1,0 +1,82 @@
+"""A teacher labels by look, for sets that have classes but no key points (`label_by: teacher`): a classifier of a scope's real training images.
+
+It lies in the scope's labeller folder, so that folder's lineage covers it. Its word counts where it is at least as confident as it had to be on the
+inner validation for SURE of its answers to be right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+SURE = 0.9
+
+
+def train(config, inputs, output, scope) -> float:
+    """Trains the teacher on `scope.training` into OUT/teacher -> the least confidence at which it is believed."""
+    import numpy as np
+
+    from jobs import batches, world
+    from vhs import augmentation, training
+    from vhs.networks import build_classifier, save_classifier
+
+    settings = config.classifier
+    epochs = batches.Epochs(inputs.storage, scope.training, settings.batch, batches.shuffled(len(scope.training), config.labeller.seed))
+    accelerator = world.accelerator(config.execution.device, settings.mixed_precision)
+    model = training.fit(
+        build_classifier(settings, seed=config.labeller.seed),
+        training.cross_entropy(settings.label_smoothing),
+        epochs,
+        steps=settings.epochs * epochs.steps,
+        steps_per_epoch=epochs.steps,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        accelerator=accelerator,
+        progress=Phase(output.progress, "teacher"),
+        seed=config.labeller.seed,
+        augment=augmentation.for_classifier(settings, config.measure.mirror),
+        size_px=settings.size_px,
+    )
+    inner = batches.Epochs(inputs.storage, scope.inner, settings.batch, lambda epoch: np.arange(len(scope.inner)))
+    probability = training.predict(model, inner(0, 0), accelerator, size_px=settings.size_px)["probability"]  # in the order of keys, as the rows
+    (output.folder / "teacher").mkdir()
+    save_classifier(model, settings, output.folder / "teacher")
+    return least_confidence(probability.max(1), probability.argmax(1) == scope.inner.label.to_numpy())
+
+
+def least_confidence(confidence, right) -> float:
+    """The least confidence such that, of the images with as much or more, SURE of the answers are right; above 1 if there is none."""
+    import numpy as np
+
+    order = np.argsort(-confidence, kind="stable")
+    good = np.flatnonzero(np.cumsum(right[order]) >= SURE * np.arange(1, len(order) + 1))
+    return float(confidence[order[good[-1]]]) if good.size else 1.1
+
+
+def answers(config, inputs, rows):
+    """The teacher's class of each of `rows` int64 [N], and whether it is sure bool [N]."""
+    import numpy as np
+    import pandas as pd
+
+    from jobs import batches, world
+    from vhs.networks import load_classifier
+    from vhs.training import predict
+
+    model, settings = load_classifier(inputs.folder("labeller") / "teacher")
+    epochs = batches.Epochs(inputs.storage, rows, settings.batch, lambda epoch: np.arange(len(rows)))
+    found = predict(model, epochs(0, 0), world.accelerator(config.execution.device), size_px=settings.size_px)
+    probability = pd.DataFrame(found["probability"], index=found["key"]).loc[rows.key].to_numpy()
+    return probability.argmax(1), probability.max(1) >= inputs.facts("labeller")["teacher_confidence"]
+
+
+class Phase:
+    """One of several loops of a unit: it goes on from its own checkpoints only, so a crash in a later loop repeats the ones before it."""
+
+    def __init__(self, progress, name: str):
+        self._progress, self._name = progress, name
+
+    def resume(self) -> dict | None:
+        state = self._progress.resume()
+        return state if state and state.get("phase") == self._name else None
+
+    def step(self, step: int, total: int, metrics: dict[str, float], capture: Callable[[], dict]) -> None:
+        self._progress.step(step, total, metrics, lambda: {"phase": self._name, **capture()})

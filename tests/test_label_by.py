@@ -1,0 +1,87 @@
+"""Who labels the generated images: the measurement, the prompt, a teacher, a person."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+from conftest import vhs
+
+from jobs import config, labels, plan, teacher
+from jobs.drive import drive
+from vhs.measure import CLASSES
+
+
+def labelled(reference, out, *overrides):
+    """A run like the reference up to its labels, which are made by other means."""
+    run = plan.start(config.load("debug/demo", list(overrides)), str(out))
+    drive(run, reuse=str(reference), only="label")
+    return run
+
+
+def test_the_prompted_class_can_be_the_label(reference, tmp_path):
+    run = labelled(reference, tmp_path / "run", "label_by=prompt")
+    rows, measured = labels.table(run), labels.table(plan.reopen(str(reference), read_only=True)).set_index("key")
+    assert (rows.label == rows.prompted.map(CLASSES.index)).all() and set(rows.label_source) == {"prompt"}
+    assert (rows.accepted == (rows.reason == "")).all() and set(rows.reason) <= {"", "near-copy"}
+    shared = rows[rows.key.isin(measured.index)].set_index("key")
+    assert np.allclose(shared["index"], measured.loc[shared.index, "index"]) and len(shared) > 8  # measured all the same
+
+
+def test_a_teacher_learns_from_the_scopes_training_images_alone(reference, tmp_path):
+    run = labelled(reference, tmp_path / "run", "label_by=teacher", "classifier.epochs=1")
+    facts = run.marker(run.committed("labeller", scope="split")[0]).facts
+    lineage = plan.reopen(str(reference)).marker(plan.reopen(str(reference)).committed("labeller", scope="split")[0]).facts
+    assert facts["patients_seen"] == lineage["patients_seen"] and 0 < facts["teacher_confidence"] <= 1.1
+    rows = labels.table(run)
+    assert set(rows.label_source) == {"teacher"} and set(rows.reason) <= {"", "near-copy", "teacher unsure"}
+
+
+def test_a_teacher_is_believed_where_nine_of_ten_were_right():
+    confidence, right = np.array([0.99, 0.9, 0.8, 0.7, 0.6]), np.array([True, True, True, False, True])
+    assert teacher.least_confidence(confidence, right) == 0.8
+    assert teacher.least_confidence(confidence, np.ones(5, bool)) == 0.6
+    assert teacher.least_confidence(confidence, np.zeros(5, bool)) > 1
+
+
+def test_by_hand_nothing_is_accepted_and_the_run_waits_for_a_person(reference, tmp_path):
+    run, file = tmp_path / "run", tmp_path / "l.csv"
+    labelled(reference, run, "label_by=hand", "generation.max_rounds=1")
+    said = " ".join(vhs("run", "debug/demo", "label_by=hand", "generation.max_rounds=1", "--out", run, code=1).split())
+    assert "wait for a person" in said and "vhs labels" in said
+    vhs("labels", run, "export", file)
+    with file.open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    assert {row["accepted"] for row in rows} == {"no"}
+    with file.open("w", newline="") as lines:
+        writer = csv.DictWriter(lines, rows[0].keys())
+        writer.writeheader(), writer.writerows(row | {"accepted": "yes"} for row in rows[:5])
+    vhs("labels", run, "import", file)
+    vhs("run", "debug/demo", "label_by=hand", "generation.max_rounds=1", "--out", run)
+    assert json.loads((run / "report" / "summary.json").read_text())["generated"]["accepted"] == 5
+
+
+def test_classes_without_points_are_asked_about_before_anything_is_made(real_data, tmp_path):
+    with (real_data / "ctr" / "labels.csv").open(newline="") as lines:
+        rows = list(csv.DictReader(lines))[:24]
+    (tmp_path / "data").mkdir()
+    for row in rows:
+        shutil.copy(next(real_data.glob(f"ctr/**/{row['file'].rpartition('/')[2]}")), tmp_path / "data")
+    with (tmp_path / "data" / "labels.csv").open("w") as out:
+        out.write("file,class\n" + "".join(f"{row['file'].rpartition('/')[2]},{CLASSES[n % 3]}\n" for n, row in enumerate(rows)))
+    run = tmp_path / "run"
+    said = " ".join(vhs("run", "debug/ctr", f"data={tmp_path / 'data'}", "--out", run, code=1).split())
+    for choice in ("no key points", "labeller.steps=0", "label_by=prompt", "label_by=teacher", "label_by=hand"):
+        assert choice in said
+    assert not (run / "plan.json").exists()
+    for override in ("labeller.steps=0", "label_by=prompt"):
+        assert "24 sources" in vhs("run", "debug/ctr", f"data={tmp_path / 'data'}", override, "--out", run, "--dry-run")
+
+
+@pytest.mark.parametrize("word", ["machine", "person"])
+def test_an_unknown_labeller_is_named(word):
+    with pytest.raises(config.ConfigError, match="label_by"):
+        config.load("debug/demo", [f"label_by={word}"])
