@@ -57,6 +57,7 @@ def test_without_data_it_needs_to_be_told_sizes():
         planned(load("debug/ctr", ["data=nowhere"]))
     made = planned(load("debug/ctr", ["data=nowhere", "expect={train: 1400, valid: 200, test: 400}"]))
     assert (made.sizes.images, made.sizes.judged) == (2000, 400) and "data not here" in forecast.notes(made)[0]
+    assert "data not here" in vhs("run", "paper", "--dry-run")
     with pytest.raises(ConfigError, match="expect.tset: no such key. Legal here: test, train, valid"):
         load("debug/demo", ["expect={train: 1, test: 1, tset: 1}"])
 
