@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.config import Config, ConfigError
+from jobs.config import ConfigError
 from vhs import sources
 from vhs.measure import CLASSES, VIEWS, View
 from vhs.sources import Source
@@ -116,6 +116,6 @@ def config(found: Survey, name: str) -> str:
         f"data: {found.data.resolve()}",
         f"split: {{folds: {folds}}}" + ("  # 0: the test split alone" if folds else "  # 5: cross-validated too, at five times the cost"),
     ]
-    if not found.pointed and "label_by" in Config.model_fields:
+    if not found.pointed:
         lines.append("label_by: prompt  # no key points to measure by: hand | prompt | teacher")
     return "\n".join(lines) + "\n"

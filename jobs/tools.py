@@ -77,8 +77,8 @@ def ingest(
     from jobs.config import Config
     from vhs import sources
 
-    folds = {"folds": 2}  # nothing is judged here, so a test split without labels is as good as any
-    opened = plan.start(Config(name="ingest", view=view, data=data, resolution=resolution, split=folds), out)
+    unasked = {"split": {"folds": 2}, "label_by": "hand"}  # nothing is judged or labelled here: what lacks labels or points will do
+    opened = plan.start(Config(name="ingest", view=view, data=data, resolution=resolution, **unasked), out)
     console.print(f"reading {sources.layout(data)}", markup=False)
     drive(opened, only="ingest")
     for marker in (opened.marker(path) for path in opened.committed("ingest")):

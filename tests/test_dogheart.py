@@ -237,7 +237,7 @@ def test_images_of_one_name_in_two_folders_stay_apart(tmp_path):
         image.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(draw("canine_lateral", "clinic", number, size_px=64).image).save(image)
     files = [file.relative_to(tmp_path / "data").as_posix() for file in (tmp_path / "data").rglob("*.png")]
-    opened = to_splits(tmp_path / "data", tmp_path / "run", "split.folds=0")
+    opened = to_splits(tmp_path / "data", tmp_path / "run", "split.folds=0", "label_by=prompt")
     rows = manifest.load(opened.storage, paths=opened.committed("ingest")).to_pandas()
     assert rows.origin.is_unique and len(rows) == len(files) and all(any(file.endswith(name) for file in files) for name in rows.origin)
 
@@ -271,20 +271,13 @@ def test_an_annotation_burned_in_is_used_where_that_is_said(tmp_path):
         (tmp_path / "data" / label / "dog.dcm").write_bytes(dicom(dog, BurnedInAnnotation="YES"))
     kept = {}
     for chosen in ("reject", "keep"):
-        run = tmp_path / chosen
-        crash = {"VHS_CRASH_AT": "claim:2"}  # ingest is done, three images are no split
-        vhs(
-            "run",
-            "debug/dogheart",
-            f"data={tmp_path / 'data'}",
-            f"ingest.burned_in_annotation={chosen}",
-            "--out",
-            run,
-            environment=crash,
-            code=None,
-        )
-        kept[chosen] = manifest.load(reopen(str(run)).storage, "real").num_rows
+        settings = load("debug/dogheart", [f"data={tmp_path / 'data'}", f"ingest.burned_in_annotation={chosen}", "label_by=prompt"])
+        opened = start(settings, str(tmp_path / chosen))
+        drive(opened, only="ingest")
+        kept[chosen] = manifest.load(opened.storage, "real").num_rows
     assert kept == {"reject": 0, "keep": 3}
+    vhs("ingest", tmp_path / "data", "--view", "canine_lateral", "--out", tmp_path / "only")
+    assert len(json.loads((tmp_path / "only" / "real" / "rejects.json").read_text())) == 3
 
 
 @pytest.mark.slow
