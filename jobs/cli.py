@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
@@ -62,10 +63,11 @@ def run(
     if on != "local":
         raise configuration.ConfigError(f"--on {on}: this version runs on local")
     out = out or f"runs/{settings.name}"
+    elsewhere = dry_run and not Path(settings.data).expanduser().exists()
+    if settings.data != "phantoms" and not elsewhere and not open_storage(out).exists("plan.json"):  # later the data may be away
+        console.print(f"data: {sources.layout(settings.data)}", markup=False, soft_wrap=True)
     if dry_run:
         return _dry_run(settings, out, calibrate)
-    if settings.data != "phantoms" and not open_storage(out).exists("plan.json"):  # later the data may be away
-        console.print(f"data: {sources.layout(settings.data)}", markup=False, soft_wrap=True)
     world.set_environment(settings.threads)
     if reuse:
         plan.read_plan(reuse)

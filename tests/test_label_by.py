@@ -78,7 +78,7 @@ def test_classes_without_points_are_asked_about_before_anything_is_made(real_dat
         assert choice in said
     assert not (run / "plan.json").exists()
     for override in ("labeller.steps=0", "label_by=prompt"):
-        assert "24 sources" in vhs("run", "debug/ctr", f"data={tmp_path / 'data'}", override, "--out", run, "--dry-run")
+        assert "a new run" in vhs("run", "debug/ctr", f"data={tmp_path / 'data'}", override, "--out", run, "--dry-run")
 
 
 @pytest.mark.parametrize("word", ["machine", "person"])
