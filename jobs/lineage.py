@@ -12,6 +12,7 @@ import pandas as pd
 
 from jobs.unit import Marker
 from vhs import split
+from vhs.duplicates import distances
 
 
 class LeakError(Exception):
@@ -41,15 +42,22 @@ def split_rows(inputs) -> ScopeRows:
     return ScopeRows(rows(split.training(splits, scope)), rows(split.inner(splits, scope)), held_out, frozenset(forbidden))
 
 
-def own_class_images(priors: pd.DataFrame, splits: pd.DataFrame, held_out_patients: frozenset[str]) -> pd.DataFrame:
-    """Those class images that are images of the data themselves (key, patient). LeakError if one is of a held-out patient."""
-    own = splits.loc[splits.key.isin(set(priors.key)), ["key", "patient"]]
-    if len(leaked := own[own.patient.isin(held_out_patients)]):
+def own_class_images(given: pd.DataFrame, real: pd.DataFrame, held_out_patients: frozenset[str], bits: int) -> pd.DataFrame:
+    """Those images of the data (key, patient) that the user's own class images are, or look like: an export in another format is the same film.
+
+    `given`, `real`: key and phash of class images and of the data's; hashes at most `bits` apart are one film (Split.duplicate_bits). LeakError
+    if one is of a held-out patient.
+    """
+    same = distances([*given.phash, *real.phash])[: len(given), len(given) :] <= bits
+    same |= given.key.to_numpy()[:, None] == real.key.to_numpy()
+    leaks = same & real.patient.isin(held_out_patients).to_numpy()
+    if leaks.any():
+        first, whose = (int(numbers[0]) for numbers in leaks.nonzero())
         raise LeakError(
-            f"class image {leaked.key.iloc[0]} (and {len(leaked) - 1} more) is an image of held-out patient {leaked.patient.iloc[0]}: DreamBooth "
-            "would train on it. Take it out of the concept's class_data_dir and start a new run"
+            f"class image {given.key.iloc[first]} (and {leaks.any(1).sum() - 1} more) is an image of held-out patient {real.patient.iloc[whose]}: "
+            "DreamBooth would train on it. Take it out of the concept's class_data_dir and start a new run"
         )
-    return own
+    return real.loc[same.any(0), ["key", "patient"]]
 
 
 def seen(rows: pd.DataFrame, before: dict[str, list[str]]) -> dict[str, list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pandas as pd
@@ -14,8 +15,10 @@ from jobs.plan import Run
 from jobs.stages import priors
 from shards import manifest
 from shards.sample import sample_key
+from vhs.duplicates import perceptual_hash
 from vhs.measure import CLASSES
-from vhs.radiograph import decode_png
+from vhs.phantom import draw
+from vhs.radiograph import decode, decode_png
 
 FACES = {"small": 5, "normal": 1, "large": 0}  # images in each class's folder; 2 are wanted
 
@@ -77,11 +80,23 @@ def test_a_class_image_that_cannot_be_read_is_named(run, tmp_path):
 
 
 def test_a_held_out_patient_among_the_class_images_is_refused():
-    splits = pd.DataFrame({"key": ["a", "b", "c"], "patient": ["ann", "bob", "cid"]})
-    drawn = pd.DataFrame({"key": ["x", "b"]})
-    assert lineage.own_class_images(drawn, splits, frozenset({"ann"})).to_dict("list") == {"key": ["b"], "patient": ["bob"]}
+    real = pd.DataFrame({"key": ["a", "b", "c"], "patient": ["ann", "bob", "cid"], "phash": ["00" * 32, "0f" * 32, "ff" * 32]})
+    given = pd.DataFrame({"key": ["x", "b"], "phash": ["f0" * 32, "33" * 32]})
+    assert lineage.own_class_images(given, real, frozenset({"ann"}), 24).to_dict("list") == {"key": ["b"], "patient": ["bob"]}
     with pytest.raises(lineage.LeakError, match="class image b .* held-out patient bob"):
-        lineage.own_class_images(drawn, splits, frozenset({"bob"}))
+        lineage.own_class_images(given, real, frozenset({"bob"}), 24)
+    assert lineage.own_class_images(given.head(0), real, frozenset({"bob"}), 24).empty
+
+
+def test_a_held_out_film_in_another_format_is_refused_among_the_class_images():
+    film, stranger = (draw("canine_lateral", "clinic", seed).image for seed in (1, 2))
+    saved = io.BytesIO()
+    Image.fromarray(film).save(saved, "JPEG", quality=85)
+    real = pd.DataFrame({"key": ["a", "b"], "patient": ["ann", "bob"], "phash": [perceptual_hash(film), perceptual_hash(stranger)]})
+    given = pd.DataFrame({"key": ["x"], "phash": [perceptual_hash(decode(saved.getvalue()))]})
+    with pytest.raises(lineage.LeakError, match="class image x .* held-out patient ann"):
+        lineage.own_class_images(given, real, frozenset({"ann"}), 24)
+    assert lineage.own_class_images(given, real, frozenset({"bob"}), 24).to_dict("list") == {"key": ["a"], "patient": ["ann"]}
 
 
 def test_without_concepts_a_class_has_one_unit_and_nothing_is_frozen(tmp_path):

@@ -15,9 +15,11 @@ AFTER = ("ingest", "split", "priors")
 def units(run) -> list[Unit]:
     from jobs import models
     inputs = {"real": run.committed("ingest"), "splits": run.committed("split"), "priors": run.committed("priors")}
-    base, ranks = models.fingerprint(models.base(run.config)), run.config.dreambooth.ranks
+    base, settings = models.fingerprint(models.base(run.config)), run.config.dreambooth
+    # what counts as one film decides whose patients the user's own class images are
+    alike = {"duplicate_bits": run.config.split.duplicate_bits} if any(concept.class_data_dir for concept in settings.concepts) else {}
     return [
-        run.unit(NAME, f"{FOLDER}/{scope}", inputs, params={"scope": scope, "base": base}, ranks=ranks)
+        run.unit(NAME, f"{FOLDER}/{scope}", inputs, params={"scope": scope, "base": base, **alike}, ranks=settings.ranks)
         for scope in run.scopes
     ]
 
@@ -33,7 +35,7 @@ def work(config, inputs, output) -> Files:
     from vhs.prompts import instance_prompt
 
     settings, scope, priors = config.dreambooth, lineage.split_rows(inputs), inputs.samples("priors")
-    rows, own = scope.training, lineage.own_class_images(priors, inputs.table("splits"), scope.held_out_patients)
+    rows, own = scope.training, _own(config, inputs, priors[priors.seed.isna()], scope.held_out_patients)
     rows["prompt"] = [instance_prompt(settings, config.measure, CLASSES[row.label], row.source) for row in rows.itertuples()]
     epochs = batches.Epochs(inputs.storage, rows, settings.batch, batches.shuffled(len(rows), settings.seed))
     components = diffusion.load(models.base(config))
@@ -53,6 +55,17 @@ def work(config, inputs, output) -> Files:
     seen = lineage.seen(pd.concat([rows[["key", "patient"]], own]), models.seen(models.base(config)))
     (output.folder / "lineage.json").write_text(json.dumps(seen, indent=1))
     return Files({"scope": inputs.params["scope"], "sources": sorted(set(rows.source)), **seen})
+
+
+def _own(config, inputs, given, held_out_patients):
+    """The data's images (key, patient) among `given`, the class images that the user brought. LeakError for one of a held-out patient."""
+    from jobs import batches, lineage
+    from vhs.duplicates import perceptual_hash
+
+    hashes = [perceptual_hash(image) for image in batches.load_images(inputs.storage, given)] if len(given) else []
+    # a copy that the split dropped is in no split, and the image it is a copy of is
+    real = inputs.samples("real").drop(columns="patient").merge(inputs.table("splits")[["key", "patient"]], on="key")
+    return lineage.own_class_images(given.assign(phash=hashes), real, held_out_patients, config.split.duplicate_bits)
 
 
 def _samples(config, rows, logbook):
