@@ -60,9 +60,12 @@ def own_class_images(given: pd.DataFrame, real: pd.DataFrame, held_out_patients:
     return real.loc[same.any(0), ["key", "patient"]]
 
 
-def seen(rows: pd.DataFrame, before: dict[str, list[str]]) -> dict[str, list[str]]:
-    """What a generator or labeller trained on `rows` records: those, and what the model it began with had seen `before` (models.seen)."""
-    return {"keys_seen": sorted({*rows.key, *before["keys_seen"]}), "patients_seen": sorted({*rows.patient, *before["patients_seen"]})}
+def seen(rows: pd.DataFrame, *before: dict[str, list[str]]) -> dict[str, list[str]]:
+    """What a model trained on `rows` records: those, and what the models that it began with or learnt from had seen `before` (models.seen)."""
+    return {
+        "keys_seen": sorted({*rows.key}.union(*(record["keys_seen"] for record in before))),
+        "patients_seen": sorted({*rows.patient}.union(*(record["patients_seen"] for record in before))),
+    }
 
 
 def guard(generated: pd.DataFrame, records: dict[str, dict], held_out_patients: frozenset[str]) -> None:
@@ -93,4 +96,13 @@ def guard_labeller(labeller: Marker, held_out_patients: frozenset[str]) -> None:
         raise LeakError(
             f"the arm measure leaks: its labeller {labeller.path} was trained on held-out patient {leaked[0]} (and {len(leaked) - 1} more). "
             "Take a labeller.init that has not seen this scope's held-out patients"
+        )
+
+
+def guard_weights(weights: str, record: dict[str, list[str]], held_out_patients: frozenset[str]) -> None:
+    """LeakError if the classifier that training begins with (classifier.weights, its `record` by models.seen) saw a held-out patient."""
+    if leaked := sorted(held_out_patients & set(record["patients_seen"])):
+        raise LeakError(
+            f"classifier.weights = {weights!r} leaks: they were trained on held-out patient {leaked[0]} (and {len(leaked) - 1} more). "
+            "Take weights that have not seen this scope's held-out patients"
         )

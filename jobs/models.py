@@ -42,7 +42,13 @@ def labeller(config: Config) -> str:
 
 def fingerprints(config: Config) -> dict[str, str]:
     """Fingerprints of the models a run starts with: part of its plan, for other weights under the same name are another science."""
-    return {"base": fingerprint(base(config)), "labeller": fingerprint(labeller(config))}
+    return {"base": fingerprint(base(config)), "labeller": fingerprint(labeller(config)), **classifier(config)}
+
+
+def classifier(config: Config) -> dict[str, str]:
+    """{"weights": fingerprint} of the folder that `classifier.weights` names; nothing for imagenet and scratch, which name themselves."""
+    weights = config.classifier.weights
+    return {} if weights in ("imagenet", "scratch") else {"weights": fingerprint(weights)}
 
 
 def seen(model: str) -> dict[str, list[str]]:

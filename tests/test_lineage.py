@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -89,6 +90,22 @@ def test_training_itself_refuses_a_planted_leak(mixed, tmp_path):
     planted = Planted(inputs.storage, inputs._unit)
     with pytest.raises(LeakError, match=f"held-out patient {leaked}"):
         train.work(run.config, planted, None)
+
+
+def test_a_classifier_that_saw_a_held_out_patient_is_no_beginning(mixed, tmp_path):
+    """A classifier's folder says whom it saw, and training that begins with it heeds that."""
+    from jobs.stages import train
+
+    run, inputs = mixed
+    scope, facts = lineage.split_rows(inputs), inputs.facts("generator")
+    (folder,) = [marker.folder for marker in [run.marker(inputs._unit.marker)]]
+    said = json.loads(run.storage.read(f"{folder}/lineage.json"))
+    assert set(said["patients_seen"]) == {*scope.training.patient, *scope.inner.patient, *facts["patients_seen"]}
+    leaked = sorted(scope.held_out_patients)[0]
+    (tmp_path / "lineage.json").write_text(json.dumps({"keys_seen": [], "patients_seen": [leaked]}))
+    began = run.config.classifier.model_copy(update={"weights": str(tmp_path)})
+    with pytest.raises(LeakError, match=f"classifier.weights.*held-out patient {leaked}"):
+        train.work(run.config.model_copy(update={"classifier": began}), inputs, None)
 
 
 def test_held_out_images_are_in_no_training_input(mixed):

@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 from conftest import ROOT, vhs
 
-from jobs import lineage
+from jobs import lineage, models
 from jobs.attempt import Inputs, Output
-from jobs.plan import reopen
+from jobs.plan import Run, reopen
 from jobs.stages import evaluate, train
 from shards import manifest
 from vhs.checkpoint import Silent
@@ -130,12 +130,24 @@ def test_training_looks_at_the_inner_validation_and_never_at_held_out_labels(mix
     plain = trained(run, Given(inputs), tmp_path / "plain", **options)
     other_test = trained(run, Given(inputs, relabelled="held_out"), tmp_path / "held-out", **options)
     other_inner = trained(run, Given(inputs, relabelled="inner"), tmp_path / "inner", **options)
-    assert set(plain) == {"model.safetensors", "config.json", "curve.json"}
+    assert set(plain) == {"model.safetensors", "config.json", "curve.json", "lineage.json"}
     assert other_test == plain
     assert other_inner["curve.json"] != plain["curve.json"] and other_inner["model.safetensors"] != plain["model.safetensors"]
     rows = json.loads(plain["curve.json"])
     judged = [row for row in rows if "validation_loss" in row]
     assert len(judged) == 6 and {"step", "loss", "learning_rate", "validation_loss", "validation_accuracy"} == set(judged[0])
+
+
+def test_other_weights_in_the_same_folder_are_other_work(mixed, tmp_path):
+    run, _ = mixed
+    began = run.config.classifier.model_copy(update={"weights": str(tmp_path)})
+    found = set()
+    for content in (b"one", b"other"):
+        (tmp_path / "model.safetensors").write_bytes(content)
+        models.fingerprint.cache_clear()
+        other = Run(run.url, run.config.model_copy(update={"classifier": began}), read_only=True)
+        found.add((models.fingerprints(other.config)["weights"], other.units("train")[0].identity))
+    assert len({weights for weights, _ in found}) == len({identity for _, identity in found}) == 2
 
 
 def test_predictions_tell_held_out_from_validation_and_answer_each_once(mixed):

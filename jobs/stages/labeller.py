@@ -17,7 +17,7 @@ def units(run) -> list[Unit]:
     from jobs import models
     inputs, init = {"real": run.committed("ingest"), "splits": run.committed("split")}, models.fingerprint(models.labeller(run.config))
     # only a run with a teacher has its labellers depend on the classifier's settings
-    teacher = {"teacher": run.science(("classifier",))} if run.config.label_by == "teacher" else {}
+    teacher = {"teacher": run.science(("classifier",)) | models.classifier(run.config)} if run.config.label_by == "teacher" else {}
     return [
         run.unit(NAME, f"{FOLDER}/{scope}", inputs, params={"scope": scope, "init": init, **teacher}, ranks=run.config.labeller.ranks)
         for scope in run.scopes
@@ -74,7 +74,8 @@ def work(config, inputs, output) -> Files:
         copies=Copies.fit(measured, known.key.tolist(), known.patient.tolist()),
     ).save(output.folder)
     taught = {"teacher_confidence": teacher.train(config, inputs, output, real)} if config.label_by == "teacher" else {}
-    seen = lineage.seen(known, models.seen(models.labeller(config)))
+    began = [models.labeller(config), *([config.classifier.weights] if taught else [])]
+    seen = lineage.seen(known, *map(models.seen, began))
     (output.folder / "lineage.json").write_text(json.dumps(seen, indent=1))
     return Files(
         {

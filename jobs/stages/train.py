@@ -42,7 +42,7 @@ def units(run) -> list[Unit]:
 
 
 def _unit(run, arm: str, scope: str, seed: int) -> Unit:
-    from jobs import labels
+    from jobs import labels, models
 
     inputs = {"real": run.committed("ingest"), "splits": run.committed("split")}
     if arm != "real":  # real-matched looks at how many images mixed trains on, not at the images
@@ -58,21 +58,26 @@ def _unit(run, arm: str, scope: str, seed: int) -> Unit:
         NAME,
         f"{FOLDER}/{arm}/{scope}/seed-{seed}",
         inputs,
-        params={"arm": arm, "scope": scope, "seed": seed},
+        params={"arm": arm, "scope": scope, "seed": seed, **models.classifier(run.config)},
         ranks=run.config.classifier.ranks,
     )
 
 
 def work(config, inputs, output) -> Files:
-    import numpy as np
+    import json
 
-    from jobs import batches, lineage, world
+    import numpy as np
+    import pandas as pd
+
+    from jobs import batches, lineage, models, world
     from vhs import augmentation, training
     from vhs.curve import Curve
     from vhs.measure import CLASSES
     from vhs.networks import build_classifier, save_classifier
 
     settings, scope = config.classifier, lineage.split_rows(inputs)
+    before = models.seen(settings.weights)
+    lineage.guard_weights(settings.weights, before, scope.held_out_patients)
     draw = _draw(config, inputs, scope)
     epochs = batches.Epochs(inputs.storage, draw.rows, settings.batch, draw.order)
     steps = settings.epochs * epochs.steps
@@ -102,6 +107,9 @@ def work(config, inputs, output) -> Files:
     )
     save_classifier(model, settings, output.folder)
     curve.save(output.folder)
+    makers = [marker.facts for role in ("generator", "labeller") for marker in inputs.markers(role)]
+    seen = lineage.seen(pd.concat([scope.training, scope.inner]), before, *makers)
+    (output.folder / "lineage.json").write_text(json.dumps(seen, indent=1))
     return Files(
         {
             **inputs.params,
