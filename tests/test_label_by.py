@@ -11,8 +11,18 @@ import pytest
 from conftest import vhs
 
 from jobs import config, labels, plan, teacher
+from jobs.attempt import Inputs
 from jobs.drive import drive
+from jobs.stages import report
 from vhs.measure import CLASSES
+
+
+class Labelled(Inputs):
+    """The generated images and labels of a run, as the report reads them."""
+
+    def __init__(self, run):
+        named = {role: run.committed(stage) for role, stage in (("generated", "generate"), ("labels", "label"))}
+        super().__init__(run.storage, run.unit("report", "report", named))
 
 
 def labelled(reference, out, *overrides):
@@ -27,6 +37,9 @@ def test_the_prompted_class_can_be_the_label(reference, tmp_path):
     rows, measured = labels.table(run), labels.table(plan.reopen(str(reference), read_only=True)).set_index("key")
     assert (rows.label == rows.prompted.map(CLASSES.index)).all() and set(rows.label_source) == {"prompt"}
     assert (rows.accepted == (rows.reason == "")).all() and set(rows.reason) <= {"", "near-copy"}
+    generated = report._generated(run.config, Labelled(run))
+    assert (generated.label == generated.prompted).all() and (generated.measured == run.config.measure.classify(generated["index"])).all()
+    assert (generated.measured != generated.prompted).any(), "the page's agreement is the measurement's, not the prompt's with itself"
     shared = rows[rows.key.isin(measured.index)].set_index("key")
     assert np.allclose(shared["index"], measured.loc[shared.index, "index"]) and len(shared) > 8  # measured all the same
 

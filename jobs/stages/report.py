@@ -47,7 +47,7 @@ def work(config, inputs, output) -> Files:
     from vhs.report import render
 
     predictions, scope = _predictions(inputs), lineage.split_rows(inputs)
-    generated = _generated(inputs)
+    generated = _generated(config, inputs)
     taught = rounds.accepted(inputs.samples("generated"), labels.of(inputs), config.generation.quota)
     strata = len(CLASSES) * (len(inputs.facts("generator")["sources"]) if config.generation.by_source else 1)
     part, judged = metrics.judged(predictions)
@@ -88,13 +88,17 @@ def _predictions(inputs):
     return pd.concat([metrics.joined_once(rows, keys[role](splits, scope)) for (scope, role), rows in parts], ignore_index=True)
 
 
-def _generated(inputs):
-    """The generated images with their labels, in the order of their numbers."""
+def _generated(config, inputs):
+    """The generated images with their labels and the class of their measured index, in the order of their numbers."""
+    import numpy as np
+
     from jobs import labels
-    from vhs.measure import CLASSES
+    from vhs.measure import CLASSES, UNKNOWN
 
     rows = inputs.samples("generated").merge(labels.of(inputs), on="key", validate="one_to_one")
-    rows = rows.assign(prompted=rows.prompted.map(CLASSES.index), measured=rows.label)
+    finite = np.isfinite(rows["index"])  # the label is another word where label_by or a person says so
+    measured = np.where(finite, config.measure.classify(rows["index"].where(finite, 0)), UNKNOWN)
+    rows = rows.assign(prompted=rows.prompted.map(CLASSES.index), measured=measured)
     return rows.sort_values(["number", "prompted"], kind="stable", ignore_index=True)
 
 
