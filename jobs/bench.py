@@ -73,13 +73,14 @@ def write(images: int = 96, repeats: int = 5, size_px: int = 512, view: str = "c
         contenders = {"vhs: encode_png, write_tar": lambda: _write_ours(pictures, files["vhs: encode_png, write_tar"])}
         missing = []
         try:
-            from webdataset import TarWriter  # what its ShardWriter writes each shard with
+            from webdataset import ShardWriter
         except ImportError:
             missing = [Row("webdataset", None, None, note="not installed: pip install webdataset")]
         else:
-            for name, mode in (("webdataset TarWriter, PNG by default (RGB)", "RGB"), ("webdataset TarWriter, PNG grey", "L")):
-                files[name] = Path(scratch) / f"{mode}.tar"
-                contenders[name] = lambda mode=mode, file=files[name]: _write_theirs(TarWriter, pictures, mode, file)
+            for name, mode in (("webdataset ShardWriter, PNG by default (RGB)", "RGB"), ("webdataset ShardWriter, PNG grey", "L")):
+                files[name] = Path(scratch) / f"{mode}-000000.tar"
+                pattern = f"{scratch}/{mode}-%06d.tar"
+                contenders[name] = lambda mode=mode, pattern=pattern: _write_theirs(ShardWriter, pictures, mode, pattern)
         rates = _race(contenders, images, repeats, time.process_time)
         sizes = {name: file.stat().st_size // images for name, file in files.items()}
     return Result("write", "images per core-second", world.cpu_name(), images, repeats, [*_rows(rates, sizes), *missing])
@@ -93,17 +94,17 @@ def _write_ours(pictures: list[np.ndarray], file: Path):
     write_tar((Sample(f"{number:016x}", {"png": encode_png(picture)}) for number, picture in enumerate(pictures)), file)
 
 
-def _write_theirs(writer, pictures: list[np.ndarray], mode: str, file: Path):
+def _write_theirs(writer, pictures: list[np.ndarray], mode: str, pattern: str):
     from PIL import Image
 
-    with writer(str(file)) as out:
+    with writer(pattern, maxcount=len(pictures), verbose=0) as out:
         for number, picture in enumerate(pictures):
             out.write({"__key__": f"{number:016x}", "png": Image.fromarray(picture).convert(mode)})
 
 
 # --- generate ------------------------------------------------------------------------------------------------------------------------
 def generate(
-    images: int = 16, repeats: int = 3, batch: int = 16, steps: int = 20, size_px: int = 128, model: str = "packaged", device: str = "auto"
+    images: int = 8, repeats: int = 3, batch: int = 8, steps: int = 20, size_px: int = 128, model: str = "packaged", device: str = "auto"
 ) -> Result:
     """Our sampler beside diffusers' pipeline, one image a call and batched, and beside the networks alone called as often."""
     import torch

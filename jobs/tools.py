@@ -166,9 +166,9 @@ def bench_write(
 def bench_generate(
     model: Annotated[str, typer.Option(help="packaged, or a diffusers folder.")] = "packaged",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    images: Annotated[int, typer.Option(min=1)] = 16,
+    images: Annotated[int, typer.Option(min=1)] = 8,
     repeats: Annotated[int, typer.Option(min=1, help="Medians are taken over these.")] = 3,
-    batch: Annotated[int, typer.Option(min=1)] = 16,
+    batch: Annotated[int, typer.Option(min=1)] = 8,
     steps: Annotated[int, typer.Option(min=1, help="Of DPM-Solver++; PNDM takes the study's 50.")] = 20,
     size_px: Annotated[int, typer.Option("--size", min=32, help="Pixels a side.")] = 128,
     json_file: Annotated[Optional[Path], typer.Option("--json", metavar="FILE", help="Write the figures there too.")] = None,
