@@ -236,7 +236,7 @@ def train_denoiser(
         texts = [prompts.pretraining_prompt(VIEWS[names[i][0]], names[i][1], rng) for i in chosen]
         texts = ["" if rng.random() < settings.prompt_dropout else text for text in texts]
         # one noise level out of each of `batch` equal slices: a quieter gradient
-        levels = (rng.permutation(settings.batch) + rng.random(settings.batch)) / settings.batch
+        levels = ((rng.permutation(settings.batch) + rng.random(settings.batch)) / settings.batch) ** settings.noise_exponent
         timesteps = torch.from_numpy((levels * components.scheduler.config.num_train_timesteps).astype(np.int64)).to(accelerator.device)
         clean = latents[torch.from_numpy(chosen)].to(accelerator.device)
         noise = torch.randn(clean.shape, generator=generator(settings.seed, 4, step)).to(clean)

@@ -219,6 +219,7 @@ class Pretraining(Section):
     min_snr_gamma: float | None = (
         None  # none: the heart's size is settled at noise levels that min-SNR all but switches off for v-prediction
     )
+    noise_exponent: float = Field(1.0, gt=0, le=1)  # noise levels are u ** this: below 1 they lean to high ones, where the heart's size is settled
     prompt_dropout: float = Field(0.1, ge=0, lt=1)
     ema_decay: float = Field(0.999, gt=0, lt=1)
     mixed_precision: Literal["no", "bf16"] = "no"  # bf16 pays on a GPU, and a quarter on a CPU with AVX512-BF16
