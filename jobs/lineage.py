@@ -48,7 +48,7 @@ def own_class_images(given: pd.DataFrame, real: pd.DataFrame, held_out_patients:
     `given`, `real`: key and phash of class images and of the data's; hashes at most `bits` apart are one film (Split.duplicate_bits). LeakError
     if one is of a held-out patient.
     """
-    same = distances([*given.phash, *real.phash])[: len(given), len(given) :] <= bits
+    same = distances(given.phash.tolist(), real.phash.tolist()) <= bits
     same |= given.key.to_numpy()[:, None] == real.key.to_numpy()
     leaks = same & real.patient.isin(held_out_patients).to_numpy()
     if leaks.any():

@@ -9,9 +9,15 @@ the median). So `Split.duplicate_bits` is 24 and joins no two people. The usual 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
 SIDE = 16  # bits a side
+BLOCK = 256  # hashes compared with all others at a time: 80 MB for 10,000 films, where all at once are 3 GB
 
 
 def perceptual_hash(image: np.ndarray) -> str:
@@ -22,15 +28,31 @@ def perceptual_hash(image: np.ndarray) -> str:
     return str(imagehash.phash(Image.fromarray(image), hash_size=SIDE))
 
 
-def distances(hashes: list[str]) -> np.ndarray:
-    """Bits that differ between every two of N hashes: [N, N]."""
-    words = np.array([np.frombuffer(bytes.fromhex(text), np.uint64) for text in hashes], np.uint64).reshape(len(hashes), SIDE * SIDE // 64)
-    return np.bitwise_count(words[:, None] ^ words[None]).sum(-1, dtype=np.int16)
+def distances(hashes: list[str], others: list[str]) -> np.ndarray:
+    """Bits that differ between each of N hashes and each of M others: int16 [N, M]."""
+    one, other = _words(hashes), _words(others)
+    apart = np.empty((len(one), len(other)), np.int16)
+    for start in range(0, len(one), BLOCK):
+        block = slice(start, start + BLOCK)
+        apart[block] = np.bitwise_count(one[block, None] ^ other[None]).sum(-1, dtype=np.int16)
+    return apart
 
 
-def clusters(near: np.ndarray) -> np.ndarray:
-    """bool [N, N], who is near whom -> number of each one's cluster: connected components, numbered by their first member."""
-    from scipy.sparse import csr_array
+def _words(hashes: list[str]) -> np.ndarray:
+    """-> uint64 [N, 4]"""
+    return np.array([np.frombuffer(bytes.fromhex(text), np.uint64) for text in hashes], np.uint64).reshape(len(hashes), SIDE * SIDE // 64)
+
+
+def alike(hashes: list[str], bits: int) -> csr_array:
+    """Who of N is at most `bits` from whom, each from itself too: sparse bool [N, N], since films that look the same are few."""
+    from scipy.sparse import csr_array, vstack
+
+    blocks = [csr_array(distances(hashes[start : start + BLOCK], hashes) <= bits) for start in range(0, len(hashes), BLOCK)]
+    return vstack(blocks, format="csr") if blocks else csr_array((0, 0), dtype=bool)
+
+
+def clusters(near: csr_array) -> np.ndarray:
+    """Sparse bool [N, N], who is near whom -> number of each one's cluster: connected components, numbered by their first member."""
     from scipy.sparse.csgraph import connected_components
 
-    return connected_components(csr_array(near), directed=False)[1]
+    return connected_components(near, directed=False)[1]

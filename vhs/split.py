@@ -21,7 +21,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from vhs.duplicates import clusters, distances
+from vhs.duplicates import alike, clusters, distances
 from vhs.measure import CLASSES, UNKNOWN
 from vhs.settings import Split
 
@@ -64,15 +64,14 @@ def drop_copies(table: pd.DataFrame, settings: Split) -> tuple[pd.DataFrame, lis
     if "split" not in table or table["split"].isna().all() or "phash" not in table:
         return table, []
     images = table.sort_values("key", ignore_index=True)
-    apart = distances(images.phash.tolist())
-    cluster = clusters(apart <= settings.duplicate_bits)
+    cluster = clusters(alike(images.phash.tolist(), settings.duplicate_bits))
     rank = images["split"].map({name: number for number, name in enumerate(reversed(GIVEN))}).fillna(len(GIVEN)).to_numpy()
     best = pd.Series(rank).groupby(cluster).transform("min").to_numpy()
     rejects = []
     for i in np.flatnonzero(rank > best):
         kept = np.flatnonzero((cluster == cluster[i]) & (rank == best[i]))
-        j = kept[apart[i, kept].argmin()]
-        what = f"near-duplicate of {_name(images, j)} ({apart[i, j]} of 256 bits differ)"
+        apart = distances([images.phash[i]], images.phash[kept].tolist())[0]
+        what = f"near-duplicate of {_name(images, kept[apart.argmin()])} ({apart.min()} of 256 bits differ)"
         rejects.append({"file": _name(images, i), "reason": f"{what}, so the {images['split'][i]} copy is dropped"})
     return images[rank == best].reset_index(drop=True), rejects
 
@@ -157,13 +156,16 @@ def _checked(table: pd.DataFrame, settings: Split) -> pd.DataFrame:
 
 def _grouped(images: pd.DataFrame, settings: Split) -> pd.DataFrame:
     """`images` with a patient for everyone, and `group`: what must stay together, patients and near-duplicates of any patient."""
-    alike = distances(images.phash.tolist()) <= settings.duplicate_bits if "phash" in images else np.eye(len(images), dtype=bool)
-    named, cluster = images.patient.notna(), clusters(alike)
+    from scipy.sparse import csr_array, eye_array
+
+    n = len(images)
+    near = alike(images.phash.tolist(), settings.duplicate_bits) if "phash" in images else eye_array(n, dtype=bool, format="csr")
+    named, cluster = images.patient.notna(), clusters(near)
     owner = images.patient.groupby(cluster).transform("first")  # an image without a name may be a copy of one that has a name
     nameless = "group-" + images.key.groupby(cluster).transform("first")
     patient = images.patient.where(named, owner).where(named | owner.notna(), nameless).astype(str)
-    codes = pd.factorize(patient)[0]
-    together = clusters(alike | (codes[:, None] == codes[None]))
+    first = pd.Series(np.arange(n)).groupby(pd.factorize(patient)[0]).transform("first")  # an image and the first of its patient
+    together = clusters(near + csr_array((np.ones(n, bool), (np.arange(n), first)), shape=(n, n)))
     return images.assign(patient=patient, group=patient.groupby(together).transform("min"))
 
 

@@ -78,8 +78,7 @@ class Copies:
 
 def _apart(hashes, features, other_hashes, other_features) -> tuple[np.ndarray, np.ndarray]:
     """Bits and root mean square feature difference (in deviations of the second set) between every two: [M, N] each."""
-    count = len(hashes)
-    bits = distances([*hashes, *other_hashes])[:count, count:].astype(np.float64)
+    bits = distances(hashes, other_hashes).astype(np.float64)
     scale = other_features.std(0) + 1e-6
     a, b = (np.asarray(part, np.float64) / scale for part in (features, other_features))
     square = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
