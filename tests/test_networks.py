@@ -153,6 +153,12 @@ def test_any_timm_model_takes_grey_images_of_the_size_asked_for(model, tmp_path)
     assert torch.equal(networks.load_classifier(tmp_path)[0](x), built(x))
 
 
+@pytest.mark.parametrize("model", ["xcit_nano_12_p16_224", "maxvit_nano_rw_256"])  # one refuses when built, the other when it sees an image
+def test_a_side_the_model_cannot_take_is_named(model):
+    with pytest.raises(ValueError, match=f"classifier.size_px is 100, which {model} cannot take .*: its own side is 2"):
+        networks.build_classifier(SMALL.model_copy(update={"model": model, "size_px": 100, "head_hidden": 0, "weights": "scratch"}))
+
+
 def test_a_head_that_is_no_linear_cannot_be_deepened():
     with pytest.raises(ValueError, match="levit_128s ends in a NormLinear.*head_hidden to 0"):
         networks.build_classifier(SMALL.model_copy(update={"model": "levit_128s", "size_px": 64, "head_hidden": 1}))

@@ -105,17 +105,22 @@ def build_classifier(choice: settings.Classifier, seed: int = 0) -> Classifier:
     """The classifier that `choice` describes. Same `seed`, same initial weights; the global generator is left as it was.
 
     Weights of three colour channels are summed into one (timm's `adapt_input_conv`). Raises ValueError for an unknown model, a folder
-    without weights, a head that cannot be deepened and more stages than the model has, RuntimeError when ImageNet weights cannot be had.
+    without weights, a side the model cannot take, a head that cannot be deepened and more stages than the model has, RuntimeError when
+    ImageNet weights cannot be had.
     """
     if not timm.is_model(choice.model):
         raise ValueError(f"timm {timm.__version__} has no model {choice.model!r}: see timm.list_models('*efficientnet*')")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = _pretrained(choice)
+        try:
+            net = _pretrained(choice)
+        except AssertionError as error:
+            raise _wrong_side(choice, error) from error
         if choice.head_hidden:
             _deepen_head(net, choice)
         if choice.unfreeze != "all":
             _freeze(net, choice)
+        _try_side(net, choice)
         return Classifier(net)
 
 
@@ -123,6 +128,21 @@ def _new(choice: settings.Classifier, **options) -> nn.Module:
     if timm.get_pretrained_cfg(choice.model).fixed_input_size:  # transformers lay out their position embeddings for one size
         options["img_size"] = choice.size_px
     return timm.create_model(choice.model, in_chans=1, num_classes=len(CLASSES), drop_rate=choice.drop_rate, **options)
+
+
+def _try_side(net: nn.Module, choice: settings.Classifier) -> None:
+    """One blank image through `net`: some architectures refuse a side when they are built, others only when they see an image."""
+    try:
+        with torch.no_grad():
+            net.eval()(torch.zeros(1, 1, choice.size_px, choice.size_px))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise _wrong_side(choice, error) from error
+    net.train()
+
+
+def _wrong_side(choice: settings.Classifier, error: Exception) -> ValueError:
+    usual = timm.get_pretrained_cfg(choice.model).input_size[-1]
+    return ValueError(f"classifier.size_px is {choice.size_px}, which {choice.model} cannot take ({error}): its own side is {usual}")
 
 
 def _deepen_head(net: nn.Module, choice: settings.Classifier) -> None:
@@ -169,6 +189,8 @@ def _pretrained(choice: settings.Classifier) -> nn.Module:
         return packaged
     try:
         return _new(choice, pretrained=True)
+    except AssertionError:  # the architecture's own word on its side, not on weights
+        raise
     except Exception as error:  # timm lets through whatever its hub client, the network or a proxy raised
         raise RuntimeError(
             f"no ImageNet weights for {choice.model}: {error}. Put the model.safetensors of its hub page into a folder and set "
