@@ -44,20 +44,25 @@ class Survey:
 
 def survey(data: Path, view: str | None) -> Survey:
     """Look `data` over. The view is the one whose key points are there, else `view`; ConfigError where neither says."""
+    if view not in (None, *VIEWS):
+        raise ConfigError(f"--view {view}: legal are {', '.join(VIEWS)}")
     layout, name = sources.layout(data), view or _guess(data)
-    if name not in VIEWS:
+    if name is None:
         raise ConfigError(f"{data} ({layout}) has no key points that tell the view: say --view {' or --view '.join(VIEWS)}")
     return Survey(data, layout, VIEWS[name], sources.scan(data, VIEWS[name]))
 
 
 def _guess(data: Path) -> str | None:
-    """The view whose key points `data` holds."""
+    """The view whose key points `data` holds. SourceError where nothing can be used, whatever the view."""
+    said = []
     for view in VIEWS.values():
         try:
             if any(source.points for source in sources.scan(data, view)):
                 return view.name
-        except sources.SourceError:
-            continue  # a table that lacks this view's points says so
+        except sources.SourceError as error:  # a table that lacks this view's points says so
+            said.append(error)
+    if len(said) == len(VIEWS) and len(set(map(str, said))) == 1:
+        raise said[0]
     return None
 
 
@@ -112,7 +117,7 @@ def config(found: Survey, name: str) -> str:
         f"# {len(found.usable)} images of {found.data}: {found.layout}. Written by `vhs init`; what is not named has its default.",
         f"name: {name}",
         f"view: {found.view.name}",
-        "resolution: 512  # pixels a side; 128 with the small base that travels with vhs",
+        "resolution: 128  # pixels a side, what the small base that travels with vhs draws; 512 with base=FOLDER of a Stable Diffusion",
         f"data: {found.data.resolve()}",
         f"split: {{folds: {folds}}}" + ("  # 0: the test split alone" if folds else "  # 5: cross-validated too, at five times the cost"),
     ]

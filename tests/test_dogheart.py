@@ -252,6 +252,16 @@ def test_init_writes_a_config_that_runs(faulty, tmp_path):
     assert "is there" in vhs("init", tree.data, "--out", config, code=1)
 
 
+def test_init_says_why_nothing_can_be_used(tmp_path):
+    (tmp_path / "data/Train/Labels").mkdir(parents=True)
+    savemat(tmp_path / "data/Train/Labels/1.mat", {"six_points": draw("canine_lateral", "clinic", 0, size_px=64).points, "VHS": 9.0})
+    said = " ".join(vhs("init", tmp_path / "data", "--out", tmp_path / "mine.yaml", code=1).split())
+    assert "label without an image" in said and "--view" not in said
+    assert "--view cat: legal are canine_lateral" in " ".join(
+        vhs("init", tmp_path / "data", "--view", "cat", "--out", tmp_path / "mine.yaml", code=1).split()
+    )
+
+
 def test_init_asks_for_the_view_where_nothing_tells_it(tmp_path):
     for number in range(9):
         image = tmp_path / "data" / CLASSES[number % 3].upper() / f"{number}.png"
