@@ -29,7 +29,7 @@ RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The folder of a
 @app.command()
 def run(
     config: Annotated[
-        str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of one that comes with vhs: demo, ctr, debug/demo, debug/ctr.")
+        str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of one that comes with vhs: demo, ctr, ctr-cv, dogheart, one_gpu, paper, debug/…")
     ],
     overrides: Overrides = None,
     out: Annotated[Optional[str], typer.Option(help="The run's folder; default runs/CONFIG. The same folder again resumes.")] = None,
@@ -60,6 +60,8 @@ def run(
     from vhs import sources
 
     settings = configuration.load(config, overrides or [])
+    if dry_run and scope:
+        raise configuration.ConfigError(f"--scope {scope}: a dry run plans every scope; leave one of the two out")
     if on != "local":
         raise configuration.ConfigError(f"--on {on}: this version runs on local")
     out = out or f"runs/{settings.name}"
@@ -86,7 +88,10 @@ def stage(
     name: Annotated[str, typer.Argument(help="ingest, split, labeller, priors, dreambooth, generate, label, train, evaluate or report.")],
     run: RunArgument,
 ):
-    """Bring a run up to and including one stage."""
+    """Bring a run up to and including one stage.
+
+    Example: vhs stage split runs/mine
+    """
     from jobs import config as configuration
     from jobs import plan
     from jobs.stages import BY_NAME
@@ -100,10 +105,14 @@ def stage(
 
 @app.command()
 def status(run: RunArgument):
-    """What is done, running, failed and left."""
+    """What is done, running, failed and left.
+
+    Example: vhs status runs/mine
+    """
     from jobs import plan, rounds
     from jobs.status import generation
     from jobs.status import status as of
+    from vhs.measure import CLASSES
 
     opened = plan.reopen(run, read_only=True)
     grid = Grid("stage", "units done", "running", "failed", title=f"{opened.config.name}  {run}")
@@ -115,13 +124,16 @@ def status(run: RunArgument):
     for scope, counts in generation(opened).items():
         Console().print(
             f"generated for {scope}: {counts['accepted']} of {counts['produced']} accepted ({counts['accepted'] / max(1, counts['produced']):.0%}), "
-            + ", ".join(f"{counts.get(name, 0)} of {rounds.quota_of_a_class(opened, scope)} {name}" for name in ("small", "normal", "large"))
+            + ", ".join(f"{counts.get(name, 0)} of {rounds.quota_of_a_class(opened, scope)} {name}" for name in CLASSES)
         )
 
 
 @app.command()
 def report(run: RunArgument):
-    """Make a finished run's report, and say what it says and where it is. It trains nothing: `vhs run` does."""
+    """Make a finished run's report, and say what it says and where it is. It trains nothing: `vhs run` does.
+
+    Example: vhs report runs/mine
+    """
     from jobs import plan
     from jobs.drive import frontier
 
@@ -141,7 +153,10 @@ def verify(
     url: Annotated[str, typer.Argument(metavar="RUN|DATASET", help="A run, or any folder of shards.")],
     full: Annotated[bool, typer.Option("--full", help="Read every byte and compare every sha256.")] = False,
 ):
-    """Is everything that was committed still there, once, and whole?"""
+    """Is everything that was committed still there, once, and whole?
+
+    Example: vhs verify runs/mine --full
+    """
     from jobs.audit import verify_all
 
     shards, samples, findings = verify_all(url, full)
@@ -156,7 +171,10 @@ def verify(
 
 @app.command()
 def regenerate(run: RunArgument, key: Annotated[str, typer.Argument(help="Key of a generated image (16 hex digits; see the sidecars).")]):
-    """Draw one generated image again, its whole batch with it, and compare with what is stored."""
+    """Draw one generated image again, its whole batch with it, and compare with what is stored.
+
+    Example: vhs regenerate runs/mine 0123456789abcdef
+    """
     from jobs.audit import regenerate as again
     from jobs.plan import reopen
 

@@ -43,6 +43,13 @@ class Expect(Section):
     train: int = Field(ge=1)
     valid: int = Field(0, ge=0)
     test: int = Field(ge=1)
+    judged: int | None = Field(None, ge=0)  # test images that have a label; null: all
+
+    @model_validator(mode="after")
+    def _no_more_than_there_are(self) -> Expect:
+        if (self.judged or 0) > self.test:
+            raise ValueError(f"judged is {self.judged} of only {self.test} test images: give 0 to {self.test}")
+        return self
 
 
 class Execution(Section):
@@ -145,11 +152,17 @@ def read(name: str, overrides: list[str], model: type[BaseModel]):
             raise ConfigError(f"{item!r} is no override: write key=value, for example classifier.epochs=20")
     try:
         merged = OmegaConf.merge(OmegaConf.load(find(name)), OmegaConf.from_dotlist(list(overrides)))
-        return model.model_validate(OmegaConf.to_container(merged, resolve=True))
-    except ValidationError as error:
-        raise ConfigError("\n".join(_explain(item, model) for item in error.errors())) from None
+        return validated(OmegaConf.to_container(merged, resolve=True), model)
     except (OmegaConfBaseException, YAMLError, ValueError, TypeError) as error:
         raise ConfigError(f"{name}: {error}") from None
+
+
+def validated(values: dict, model: type[BaseModel]):
+    """`values` as a `model`. ConfigError names the key, the value and the legal ones."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(item, model) for item in error.errors())) from None
 
 
 def load(name: str, overrides: list[str] = ()) -> Config:

@@ -102,8 +102,8 @@ def sizes(config: Config, run: Run) -> Sizes:
     if config.data != "phantoms" and not Path(config.data).expanduser().exists():
         if not (expected := config.expect):
             raise ConfigError(f"data = {config.data!r} is not here: give data=FOLDER, or plan with expect={{train: N, valid: N, test: N}}")
-        said = f"data not here: planned with expect: train {expected.train}, valid {expected.valid}, test {expected.test}"
-        return Sizes(expected.train, expected.valid, expected.test, expected.test, 1, 0, said)
+        judged = expected.test if expected.judged is None else expected.judged
+        return Sizes(expected.train, expected.valid, expected.test, judged, 1, 0, "data not here, sizes as in expect")
     found = run.sources
     whole = [item for item in found if item.get("copy_of", item["file"]) == item["file"] and item.get("sha256", "") is not None]
     by = {part: [item for item in whole if item.get("split") == part] for part in ("train", "valid", "test")}
@@ -259,7 +259,7 @@ def _measured(run: Run, machine: rates.Machine) -> tuple[float, dict[str, float]
 def notes(planned: Forecast) -> list[str]:
     """What to know beside the table, a sentence each."""
     sizes = planned.sizes
-    said = [f"{sizes.said}: {sizes.train} training, {sizes.valid} inner validation, {sizes.test} test, of {sizes.sources} sources"]
+    said = [f"{sizes.said}: {sizes.train} training, {sizes.valid} inner validation, {sizes.test} test, of {sizes.sources} source{'s' * (sizes.sources > 1)}"]
     if sizes.unusable:
         said.append(f"{sizes.unusable} files cannot be used (copies, or not there)")
     said.append(f"generate is planned until the quota is met; at most {planned.ceiling} images in all")

@@ -33,7 +33,10 @@ def predict(
     out: Annotated[Path, typer.Option(help="The table to write.")] = Path("predictions.csv"),
     overlay: Annotated[Optional[Path], typer.Option(help="A folder for pictures of the measurements.")] = None,
 ):
-    """Measure radiographs: key points, VHS or CTR, class, spread. Research use, not for diagnosis."""
+    """Measure radiographs: key points, VHS or CTR, class, spread. Research use, not for diagnosis.
+
+    Example: vhs predict canine_lateral films/*.png --overlay measured
+    """
     world.set_environment(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     from jobs import predict as prediction
 
@@ -51,11 +54,14 @@ def phantom(
     out: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write.")],
     view: Annotated[str, typer.Option(help=f"{' or '.join(VIEWS)}.")] = "canine_lateral",
     style: Annotated[str, typer.Option(help="textbook or clinic.")] = "clinic",
-    count: Annotated[int, typer.Option(min=1)] = 100,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    count: Annotated[int, typer.Option(min=1, help="Images to draw.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first image; the same seed draws the same image.")] = 0,
     size_px: Annotated[int, typer.Option("--size", min=64, help="Pixels a side.")] = 256,
 ):
-    """Draw radiographs with exact key points into DIR/images and DIR/labels.csv; `vhs run ... data=DIR` takes them."""
+    """Draw radiographs with exact key points into DIR/images and DIR/labels.csv; `vhs run ... data=DIR` takes them.
+
+    Example: vhs phantom dogs --count 200 --style textbook
+    """
     from jobs import phantoms
     from jobs.config import ConfigError
 
@@ -72,13 +78,16 @@ def ingest(
     view: Annotated[str, typer.Option(help=f"{' or '.join(VIEWS)}.")],
     resolution: Annotated[int, typer.Option(help="Pixels a side of the stored images.")] = 512,
 ):
-    """Only read a data folder into shards: what is used, what is rejected and why. A full run does this by itself."""
+    """Only read a data folder into shards: what is used, what is rejected and why. A full run does this by itself.
+
+    Example: vhs ingest my/radiographs --view canine_lateral --out runs/read
+    """
     from jobs import plan
-    from jobs.config import Config
+    from jobs.config import Config, validated
     from vhs import sources
 
     unasked = {"split": {"folds": 2}, "label_by": "hand"}  # nothing is judged or labelled here: what lacks labels or points will do
-    opened = plan.start(Config(name="ingest", view=view, data=data, resolution=resolution, **unasked), out)
+    opened = plan.start(validated({"name": "ingest", "view": view, "data": data, "resolution": resolution, **unasked}, Config), out)
     console.print(f"reading {sources.layout(data)}", markup=False)
     drive(opened, only="ingest")
     for marker in (opened.marker(path) for path in opened.committed("ingest")):
@@ -93,7 +102,10 @@ def init(
     out: Annotated[Path, typer.Option(help="The configuration to write.")] = Path("config.yaml"),
     view: Annotated[Optional[str], typer.Option(help="canine_lateral or human_frontal, where the key points do not tell.")] = None,
 ):
-    """Look a data folder over, say what is in it, and write a configuration for it; `vhs run config.yaml` takes it."""
+    """Look a data folder over, say what is in it, and write a configuration for it; `vhs run config.yaml` takes it.
+
+    Example: vhs init my/radiographs --out mine.yaml
+    """
     from jobs import init as beginning
     from jobs.config import ConfigError
 
@@ -112,7 +124,10 @@ def fetch(
     to: Annotated[Path, typer.Option(help="The folder to keep them in.")],
     overrides: Overrides = None,
 ):
-    """Download the models a config names, once, with sha256, where there is a network; says what to set to use them."""
+    """Download the models a config names, once, with sha256, where there is a network; says what to set to use them.
+
+    Example: vhs fetch paper --to models
+    """
     from jobs import config as configuration
     from jobs import fetch as fetching
 
@@ -128,12 +143,15 @@ def fetch(
 
 @app.command()
 def pretrain(
-    config: Annotated[str, typer.Argument(metavar="CONFIG", help="configs/base.yaml, or one like it.")],
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="base, which comes with vhs, or a YAML file like it.")],
     overrides: Overrides = None,
     out: Annotated[Path, typer.Option(help="The diffusers folder to write.")] = Path("runs/base"),
     init: Annotated[Optional[str], typer.Option(help="packaged, or a diffusers folder to continue from.")] = None,
 ):
-    """Train the small embedded base model on drawn radiographs (hours; the same command resumes)."""
+    """Train the small embedded base model on drawn radiographs (hours; the same command resumes).
+
+    Example: vhs pretrain base --init packaged --out runs/base
+    """
     world.set_environment(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     from jobs import pretrain as pretraining
 
@@ -204,6 +222,8 @@ def labels(
     images: Annotated[Optional[Path], typer.Option(help="With export: a folder for the pictures, KEY.png.")] = None,
 ):
     """Take the labels of generated images out, or a person's corrections in; the next `vhs run` redoes what they touch.
+
+    Example: vhs labels runs/mine export labels.csv --images pictures
 
     A row has `key`, and any of: `accepted` (yes or no), `label` (small, normal, large), all key points (A_x, A_y ... in the image's pixels), which
     decide index and class. What is left empty or unchanged stays the machine's. A .mat file holds a struct `labels` with the same fields, `key` a

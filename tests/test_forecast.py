@@ -58,7 +58,7 @@ def test_without_data_it_needs_to_be_told_sizes():
     made = planned(load("debug/ctr", ["data=nowhere", "expect={train: 1400, valid: 200, test: 400}"]))
     assert (made.sizes.images, made.sizes.judged) == (2000, 400) and "data not here" in forecast.notes(made)[0]
     assert "data not here" in vhs("run", "paper", "--dry-run")
-    with pytest.raises(ConfigError, match="expect.tset: no such key. Legal here: test, train, valid"):
+    with pytest.raises(ConfigError, match="expect.tset: no such key. Legal here: judged, test, train, valid"):
         load("debug/demo", ["expect={train: 1, test: 1, tset: 1}"])
 
 
@@ -72,6 +72,19 @@ def test_an_unknown_model_is_said_to_be_unknown():
 def test_rates_of_another_device_are_refused(reference):
     with pytest.raises(ConfigError, match="one CPU core.*one 24 GB GPU"):
         planned(load("debug/demo", ["execution.device=cuda"]), plan.reopen(str(reference), read_only=True))
+
+
+@pytest.mark.parametrize("name", ["dogheart", "paper"])
+def test_expected_test_images_without_labels_are_not_judged(name):
+    made = planned(load(name, ["data=nowhere"]))
+    said = forecast.detectable(made.sizes, load(name).split.folds)
+    assert (made.sizes.test, made.sizes.judged) == (400, 0) and not any("the test part" in line for line in said)
+    with pytest.raises(ConfigError, match="judged is 5 of only 4 test images"):
+        load(name, ["expect={train: 10, test: 4, judged: 5}"])
+
+
+def test_a_dry_run_of_one_scope_is_refused():
+    assert "a dry run plans every scope" in " ".join(vhs("run", "debug/demo", "--dry-run", "--scope", "split", code=1).split())
 
 
 def test_unlabelled_test_images_detect_nothing():
