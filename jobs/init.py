@@ -102,12 +102,14 @@ def problems(found: Survey, classes: Counter) -> list[str]:
     return said
 
 
-def _class(source: Source, view: View) -> str:
+def _class(source: Source, view: View) -> str | None:
+    """None where the index is no number: ingest will reject the image."""
     if source.points is None and source.index is None:
         return source.label
     import numpy as np
 
-    return CLASSES[int(view.classify(view.measure(np.asarray(source.points, float)) if source.points else source.index))]
+    index = view.measure(np.asarray(source.points, float)) if source.points else source.index
+    return CLASSES[int(view.classify(index))] if np.isfinite(index) else None
 
 
 def config(found: Survey, name: str) -> str:

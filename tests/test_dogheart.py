@@ -242,6 +242,31 @@ def test_images_of_one_name_in_two_folders_stay_apart(tmp_path):
     assert rows.origin.is_unique and len(rows) == len(files) and all(any(file.endswith(name) for file in files) for name in rows.origin)
 
 
+def test_one_film_under_two_classes_is_used_under_neither(tmp_path):
+    from jobs.stages import ingest
+
+    for name, seeds in {"small": (0, 1), "normal": (2,), "large": (3, 0)}.items():  # film 0 is filed twice
+        (tmp_path / name).mkdir()
+        for seed in seeds:
+            Image.fromarray(np.full((40, 40), 10 + seed, np.uint8)).save(tmp_path / name / f"{seed}-{name}.png")
+    found = ingest.sources(load("debug/dogheart", [f"data={tmp_path}", "label_by=prompt"]))
+    rejected = {source["origin"]: source["reject"] for source in found if source["reject"]}
+    assert set(rejected) == {"0-small.png", "0-large.png"}
+    assert all("contradiction" in reason and "0-small.png" in reason and "0-large.png" in reason for reason in rejected.values())
+
+
+def test_an_unschooled_labeller_is_refused(tmp_path):
+    from jobs.stages import ingest
+    from vhs.sources import SourceError
+
+    for name in CLASSES:
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.full((40, 40), len(name), np.uint8)).save(tmp_path / name / "film.png")
+    with pytest.raises(SourceError, match="labeller.init=scratch: nothing would teach it"):
+        ingest.sources(load("debug/dogheart", [f"data={tmp_path}", "label_by=prompt", "labeller.init=scratch"]))
+    assert len(ingest.sources(load("debug/dogheart", [f"data={tmp_path}", "label_by=prompt"]))) == 3
+
+
 def test_init_writes_a_config_that_runs(faulty, tmp_path):
     tree, _ = faulty
     config = tmp_path / "mine.yaml"

@@ -73,16 +73,22 @@ def _name_origins(found: list[dict], data: Path):
 
 def _reject_copies(found: list[dict]):
     """Of files with the same bytes one stays: a test image before a valid one before a training one, so that the copy that goes is never
-    the reported one; then the one that knows most."""
+    the reported one; then the one that knows most. Where they are filed under different classes none stays: which is right only a person can say."""
 
     def worth(source: dict) -> tuple:
         part = {"test": 0, "valid": 1}.get(source["split"], 2)
         return part, source["points"] is None, source["index"] is None, source["label"] is None, source["file"]
 
-    first: dict[str, dict] = {}
+    alike: dict[str, list[dict]] = {}
     for source in sorted((source for source in found if not source["reject"] and source["sha256"]), key=worth):
-        kept = first.setdefault(source["sha256"], source)
-        if kept is not source:
+        alike.setdefault(source["sha256"], []).append(source)
+    for kept, *copies in alike.values():
+        stated = {source["label"]: source["file"] for source in (kept, *copies) if source["label"]}
+        if len(stated) > 1:
+            for source in (kept, *copies):
+                source["reject"] = "contradiction: the same bytes are " + ", ".join(f"{label} in {file}" for label, file in stated.items())
+            continue
+        for source in copies:
             across = f" ({kept['split']}), so the {source['split']} copy is dropped" if kept["split"] != source["split"] else ""
             source["reject"] = f"the same bytes as {kept['file']}{across}"
 
@@ -106,6 +112,11 @@ def _refuse_unteachable(found: list[dict], config):
             f"the {len(train)} training images of {config.data} have classes but no key points, so the labeller cannot learn to measure them. Add the "
             "points; or set labeller.steps=0 (the packaged labeller measures as it is), label_by=prompt (the prompted class is the label), "
             "label_by=teacher (a classifier trained on the real images labels) or label_by=hand (a person does: vhs labels)"
+        )
+    if train and config.labeller.init == "scratch" and not (config.labeller.steps and any(source["points"] for source in train)):
+        raise SourceError(
+            f"labeller.init=scratch: nothing would teach it to measure, with {config.labeller.steps} steps on the {len(train)} training images of "
+            f"{config.data}. Add key points and labeller.steps, or begin with labeller.init=packaged or a labeller's folder"
         )
 
 
