@@ -98,7 +98,7 @@ def export(run, file: Path, images: Path | None = None) -> int:
         "index": rows["index"].round(4),
         "spread": rows.spread.round(4),
         "label": [CLASSES[n] if n >= 0 else "" for n in rows.label],
-        "accepted": np.where(rows.accepted, "yes", "no"),
+        "accepted": np.where(_unjudged(run, rows), "", np.where(rows.accepted, "yes", "no")),
         "reason": rows.reason,
         "label_source": rows.label_source,
         "near_key": rows.near_key,
@@ -122,6 +122,11 @@ def export(run, file: Path, images: Path | None = None) -> int:
     return len(rows)
 
 
+def _unjudged(run, rows: pd.DataFrame) -> pd.Series:
+    """Which images wait for a person's yes or no: with label_by hand all that none has spoken of."""
+    return (rows.label_source != "hand") & (run.config.label_by == "hand")
+
+
 def _format(file: Path) -> str:
     if file.suffix not in (".csv", ".mat"):
         raise LabelError(f"{file}: labels are a .csv or a .mat file")
@@ -143,6 +148,7 @@ def take(run, file: Path) -> int:
     the class.
     """
     now, view = table(run).set_index("key"), run.config.measure
+    unjudged = _unjudged(run, now)
     rows = list(csv.DictReader(file.open(newline="", encoding="utf-8-sig"))) if _format(file) == ".csv" else _mat_rows(file, view)
     changes, faults, seen = [], [], set()
     for number, row in enumerate(rows, start=2 if file.suffix == ".csv" else 1):
@@ -153,7 +159,7 @@ def take(run, file: Path) -> int:
             if key in seen:
                 raise LabelError(f"the key {key} comes twice")
             seen.add(key)
-            changes += _change(key, row, now.loc[key], view, run.config.resolution)
+            changes += _change(key, row, now.loc[key], view, run.config.resolution, unjudged[key])
         except LabelError as fault:
             faults.append(f"row {number}: {fault}")
     if faults:
@@ -171,8 +177,8 @@ def _schema() -> pa.Schema:
     return pa.schema([("key", pa.string()), *zip(COLUMNS, kinds)])
 
 
-def _change(key: str, row: dict, now: pd.Series, view: View, side_px: int) -> list[dict]:
-    """What `row` changes of an image's label: one record, or none. LabelError for what cannot be meant."""
+def _change(key: str, row: dict, now: pd.Series, view: View, side_px: int, unjudged: bool) -> list[dict]:
+    """What `row` changes of an image's label: one record, or none; any word on an `unjudged` image does. LabelError for what cannot be meant."""
     points, index, label, ok = np.asarray(now.points, np.float64), float(now["index"]), int(now.label), bool(now.accepted)
     given = _points(row, view, side_px)
     if given is not None and not np.allclose(given, points, atol=6e-4):
@@ -190,9 +196,10 @@ def _change(key: str, row: dict, now: pd.Series, view: View, side_px: int) -> li
         ok = WORDS[word]
     if ok and label < 0:
         raise LabelError("accepted, but it has neither a label nor points that can be measured")
-    if (label, ok) == (int(now.label), bool(now.accepted)) and np.array_equal(points, np.asarray(now.points, np.float64)):
+    same = (label, ok) == (int(now.label), bool(now.accepted)) and np.array_equal(points, np.asarray(now.points, np.float64))
+    if same and not (unjudged and word):
         return []
-    reason = "" if ok else (now.reason if not now.accepted else "rejected by hand")
+    reason = "" if ok else (now.reason if not now.accepted and not unjudged else "rejected by hand")
     values = (points.astype(np.float32).tolist(), index, label, ok, reason, "hand")
     return [{"scope": now.generated_for, "key": key, **dict(zip(COLUMNS, values))}]
 

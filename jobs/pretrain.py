@@ -112,8 +112,8 @@ def adapt(settings: Pretraining, out: Path, init: str | None, accelerator: Accel
     pretraining.train_denoiser(components, torch.from_numpy(latents), names, settings, settings.adapt_steps, accelerator, saving)
 
 
-def labellers(settings: Pretraining, out: Path) -> None:
-    """Stage 4: the key-point network of each view, from scratch on the same phantoms, in full precision, into OUT/labeller/<view>."""
+def labellers(settings: Pretraining, out: Path, init: str | None) -> None:
+    """Stage 4: the key-point network of each view, from scratch or the one beside `init`, on the same phantoms, in full precision, into OUT/labeller/<view>."""
     choice = Labeller(init="scratch", size_px=settings.resolution_px, steps=settings.labeller_steps, learning_rate=settings.labeller_learning_rate)
     for view in settings.views if settings.labeller_steps else ():
         images, points = (part[:-HELD_OUT] for part in draw_phantoms(settings, out, view))
@@ -123,7 +123,7 @@ def labellers(settings: Pretraining, out: Path) -> None:
             return images[rows], points[rows]
 
         saving = Saving(out / "training" / f"labeller_{view}.pt")
-        schooled = schooling.school(VIEWS[view], choice, draw, world.accelerator("auto"), saving)
+        schooled = schooling.school(VIEWS[view], choice, draw, world.accelerator("auto"), saving, _labeller(view, init))
         measured = schooled.measure(images[:1000], [f"phantom-{i}" for i in range(len(images[:1000]))], choice.passes)
         replace(schooled, thresholds=fit_thresholds(measured, choice.keep_quantile)).save(out / "labeller" / view)
 
@@ -139,7 +139,7 @@ def judge(settings: Pretraining, out: Path, components: Components, guidances: S
         decoded = pretraining.reconstruct(components, images)
         figures[view] = {"psnr_db": pretraining.psnr_db(images, decoded)}
         _sheet([images[:8], decoded[:8]], out / "training" / f"codec_{view}.png")
-        labeller = _packaged_labeller(view)
+        labeller = _labeller(view, "packaged")
         if labeller is not None:
             index = VIEWS[view].measure(points)
             for name, pictures in (("phantoms", images), ("reconstructions", decoded)):
@@ -158,9 +158,10 @@ def _sheet(rows: list[np.ndarray], file: Path) -> None:
     file.write_bytes(cv2.imencode(".png", np.concatenate([np.concatenate(list(row), axis=1) for row in rows]))[1].tobytes())
 
 
-def _packaged_labeller(view: str):
-    folder = models.WEIGHTS / "labeller" / view
-    return labelling.Labeller.load(folder) if folder.is_dir() else None
+def _labeller(view: str, init: str | None) -> labelling.Labeller | None:
+    """The labeller of a view that lies beside the base `init`, or None."""
+    folder = (models.WEIGHTS if init == "packaged" else Path(init or "")) / "labeller" / view
+    return labelling.Labeller.load(folder) if init and folder.is_dir() else None
 
 
 def _draw(components: Components, view: str, guidance: float, size_px: int) -> list[np.ndarray]:
@@ -196,6 +197,6 @@ def pretrain(config_file: str, out: Path, init: str | None = None, overrides: Se
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
     for stage in (codec, denoiser, adapt):
         stage(settings, out, init, accelerator)
-    labellers(settings, out)
+    labellers(settings, out, init)
     diffusion.save(assemble(settings, out, init), out)
     return judge(settings, out, diffusion.load(out, accelerator.device))  # what was written, in its half precision

@@ -183,7 +183,7 @@ def bench_write(
 @bench.command("generate")
 def bench_generate(
     model: Annotated[str, typer.Option(help="packaged, or a diffusers folder.")] = "packaged",
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto: a GPU where there is one.")] = "auto",
     images: Annotated[int, typer.Option(min=1)] = 8,
     repeats: Annotated[int, typer.Option(min=1, help="Medians are taken over these.")] = 3,
     batch: Annotated[int, typer.Option(min=1)] = 8,

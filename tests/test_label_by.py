@@ -68,13 +68,24 @@ def test_by_hand_nothing_is_accepted_and_the_run_waits_for_a_person(reference, t
     vhs("labels", run, "export", file)
     with file.open(newline="") as lines:
         rows = list(csv.DictReader(lines))
-    assert {row["accepted"] for row in rows} == {"no"}
+    assert {row["accepted"] for row in rows} == {""}
     with file.open("w", newline="") as lines:
         writer = csv.DictWriter(lines, rows[0].keys())
         writer.writeheader(), writer.writerows(row | {"accepted": "yes"} for row in rows[:5])
     vhs("labels", run, "import", file)
     vhs("run", "debug/demo", "label_by=hand", "generation.max_rounds=1", "--out", run)
     assert json.loads((run / "report" / "summary.json").read_text())["generated"]["accepted"] == 5
+
+
+def test_a_person_who_rejects_everything_has_judged_it(reference, tmp_path):
+    run, file = tmp_path / "run", tmp_path / "l.csv"
+    opened = labelled(reference, run, "label_by=hand", "generation.max_rounds=1")
+    keys = labels.table(opened).key
+    file.write_text("key,accepted\n" + "".join(f"{key},no\n" for key in keys))
+    assert labels.take(opened, file) == len(keys) > 0
+    vhs("run", "debug/demo", "label_by=hand", "generation.max_rounds=1", "--out", run)
+    summary = json.loads((run / "report" / "summary.json").read_text())
+    assert summary["generated"]["accepted"] == 0 and summary["paired"] is None
 
 
 def test_classes_without_points_are_asked_about_before_anything_is_made(real_data, tmp_path):

@@ -135,7 +135,7 @@ def test_judging_counts_how_often_the_drawn_heart_has_the_prompted_size(tmp_path
 
     monkeypatch.setattr(command, "HELD_OUT", 8)
     monkeypatch.setattr(command, "DRAWN_PER_CLASS", 16)
-    monkeypatch.setattr(command, "_packaged_labeller", lambda view: Reader())
+    monkeypatch.setattr(command, "_labeller", lambda view, init: Reader())
     (tmp_path / "training").mkdir()
     settings = TINY.model_copy(update={"views": ("canine_lateral",)})
     figures = command.judge(settings, tmp_path, pretraining.build(settings), guidances=(1.0,))["canine_lateral"]

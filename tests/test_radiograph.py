@@ -91,6 +91,14 @@ def test_dicom_window_slope_and_photometric_interpretation():
     assert np.abs(inverted.astype(int) + window - 255).max() <= 1
 
 
+def test_a_dicom_palette_is_looked_up():
+    ramp = np.arange(4096).reshape(64, 64) % 256
+    table = (np.arange(256)[::-1] * 257).astype("<u2").tobytes()  # entry i is the grey 255 - i
+    parts = {"Descriptor": [256, 0, 16], "Data": table}
+    palette = {f"{colour}PaletteColorLookupTable{part}": value for colour in ("Red", "Green", "Blue") for part, value in parts.items()}
+    assert np.array_equal(radiograph.decode(dicom(ramp, PhotometricInterpretation="PALETTE COLOR", **palette)), 255 - ramp)
+
+
 def test_of_a_dicom_header_only_what_is_no_ones_identity_is_kept():
     ramp = np.arange(4096).reshape(64, 64)
     tags = {"PatientName": "Doe^Rex", "PatientID": "4711", "PixelSpacing": [0.139, 0.139]}

@@ -46,14 +46,14 @@ def run(images: int = 60, **options) -> tuple[dict, dict, dict, dict]:
     folds = [answers("real", 0.7, 0, scope) for scope in ("fold-0", "fold-1")]
     predictions = pd.concat([*tested, answers("measure", 0.85, metrics.NO_SEED), *folds])
     measured = pd.DataFrame({
-        "label": label, "index": index, "measured": index + rng.normal(0, 0.2, images), "spread": rng.random(images),
+        "label": label, "predicted": label, "index": index, "measured": index + rng.normal(0, 0.2, images), "spread": rng.random(images),
         "source": np.where(index > 9, "north", "south"),
     })
     reason = np.where(index > 8, "", "implausible geometry")
     generated = pd.DataFrame({"prompted": label, "measured": label[::-1], "accepted": index > 8, "reason": reason, "index": index})
     features = [pd.DataFrame({"label": label, "patient": [f"p{i}" for i in range(images)], "feature": list(rng.normal(k, 1, (images, 4)))}) for k in (0, 1)]
     likeness = {"features": "labeller features", "classes": {}, "probe": metrics.probe_auroc(*features)}
-    quality, funnel = metrics.labeller_quality(measured, VIEW), metrics.generated_counts(generated, asked=72)
+    quality, funnel = metrics.labeller_quality(measured), metrics.generated_counts(generated, asked=72)
     summary = metrics.summary(predictions, labeller=quality, generated=funnel, likeness=likeness, **options)
     tables = metrics.tables(metrics.judged(predictions)[1], VIEW) | metrics.generated_tables(generated)
     tables |= {"likeness": metrics.frechet_by_class(*features), "measurement": metrics.measurement_by(measured, "source")}

@@ -36,6 +36,13 @@ def test_class_folders_in_any_case_and_depth_with_their_split(tmp_path):
     assert found == {"1.png": ("large", "train"), "2.JPG": ("small", "valid"), "3.dcm": ("normal", "test"), "4.tif": ("normal", None), "5.png": (None, "test")}
 
 
+def test_an_image_of_a_format_that_is_not_read_is_listed(tmp_path):
+    _touch(tmp_path, "small/1.png", "large/2.bmp", "Valid/normal/3.webp", "large/notes.txt")
+    rejects = {source.file.rpartition("/")[2]: (source.reject, source.split) for source in scan(tmp_path, DOG)}
+    assert rejects["1.png"] == (None, None) and set(rejects) == {"1.png", "2.bmp", "3.webp"} and rejects["3.webp"][1] == "valid"
+    assert all("not read" in rejects[name][0] and ".png" in rejects[name][0] for name in ("2.bmp", "3.webp"))
+
+
 def test_a_table_with_points_patients_and_sources(tmp_path):
     _touch(tmp_path, "images/a.png", "b.png")
     (tmp_path / "t.csv").write_text(

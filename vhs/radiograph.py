@@ -101,7 +101,10 @@ def _decode_dicom(data: bytes) -> np.ndarray:
     if syntax.is_encapsulated and not pydicom.pixels.get_decoder(syntax).is_available:
         raise Unreadable(f"is compressed as {syntax.name}: pip install pylibjpeg pylibjpeg-libjpeg, or export it uncompressed")
     pixels = dataset.pixel_array
-    if dataset.get("SamplesPerPixel", 1) > 1:
+    if dataset.PhotometricInterpretation == "PALETTE COLOR":
+        pixels = pydicom.pixels.apply_color_lut(pixels, dataset)
+        pixels = (pixels >> 8 if pixels.dtype == np.uint16 else pixels).astype(np.uint8)
+    if pixels.ndim == 3:
         return np.asarray(Image.fromarray(pixels).convert("L"))
     values = pydicom.pixels.apply_modality_lut(pixels, dataset)
     windowed = "VOILUTSequence" in dataset or ("WindowCenter" in dataset and "WindowWidth" in dataset)

@@ -19,9 +19,9 @@ INDEX_WEIGHT, LIKELIHOOD_WEIGHT = 4.0, 0.05  # beside the points' loss; cross-va
 
 def school(
     view: View, choice: settings.Labeller, draw: Callable[[int], tuple[np.ndarray, np.ndarray]], accelerator: Accelerator,
-    progress: checkpoint.Progress,
+    progress: checkpoint.Progress, begun: Labeller | None = None,
 ) -> Labeller:  # fmt: skip
-    """A labeller trained from scratch for `choice.steps` steps on images made for the purpose; one process.
+    """A labeller trained from scratch, or on from `begun`, for `choice.steps` steps on images made for the purpose; one process.
 
     `draw(step)` gives images uint8 [b, S, S] and points float32 [b, K, 2], a pure function of the step. Peak learning rate 4e-3 suits it.
     """
@@ -32,7 +32,7 @@ def school(
             tensors = {"image": torch.from_numpy(images)[:, None], "points": torch.from_numpy(points), "weight": torch.ones(len(images))}
             yield tensors | {"total": len(images)}
 
-    return fine_tune(Labeller.scratch(view, choice), batches, choice, accelerator, progress, steps_per_epoch=choice.steps)
+    return fine_tune(begun or Labeller.scratch(view, choice), batches, choice, accelerator, progress, steps_per_epoch=choice.steps)
 
 
 def fine_tune(

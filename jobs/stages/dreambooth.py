@@ -26,6 +26,7 @@ def units(run) -> list[Unit]:
 
 def work(config, inputs, output) -> Files:
     import json
+    from itertools import product
 
     import pandas as pd
 
@@ -37,6 +38,8 @@ def work(config, inputs, output) -> Files:
     settings, scope, priors = config.dreambooth, lineage.split_rows(inputs), inputs.samples("priors")
     rows, own = scope.training, _own(config, inputs, priors[priors.seed.isna()], scope.held_out_patients)
     rows["prompt"] = [instance_prompt(settings, config.measure, CLASSES[row.label], row.source) for row in rows.itertuples()]
+    for name, source in product(CLASSES, sorted(set(rows.source)) if config.generation.by_source else ()):
+        instance_prompt(settings, config.measure, name, source)  # one that generation will lack is missed before the training, not after it
     epochs = batches.Epochs(inputs.storage, rows, settings.batch, batches.shuffled(len(rows), settings.seed))
     components = diffusion.load(models.base(config))
     curve = dreambooth.train(

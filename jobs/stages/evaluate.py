@@ -87,14 +87,14 @@ def _measured(config, inputs, rows):
 
     labeller = Labeller.load(inputs.folder("labeller")).to(world.device(config.execution.device))
     found = labeller.measure(batches.load_images(inputs.storage, rows), rows.key.tolist(), passes=config.labeller.passes)
-    index = np.nan_to_num(found.index, nan=0.0, posinf=np.finfo(np.float32).max)  # a degenerate measurement is an answer too, a wrong one
-    predicted = config.measure.classify(index)
+    known = np.isfinite(found.index)  # points that coincide measure nothing; the arm still answers, and such an answer is no measurement error
+    predicted = config.measure.classify(np.where(known, found.index, 0.0))
     certain = np.eye(len(CLASSES))[predicted]
     return pd.DataFrame(
         {
             "key": rows.key,
             "predicted": predicted,
-            "measured": index,
+            "measured": np.where(known, found.index, np.nan),
             "spread": found.spread,
             "measured_points": list(found.points.reshape(len(rows), -1)),
             **{f"p_{name}": certain[:, i] for i, name in enumerate(CLASSES)},

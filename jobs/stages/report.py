@@ -55,7 +55,7 @@ def work(config, inputs, output) -> Files:
     likeness, by_class = _likeness(config, inputs, scope.training, taught)
     summary = metrics.summary(
         predictions,
-        labeller=metrics.labeller_quality(measured, config.measure) if len(measured) else None,
+        labeller=metrics.labeller_quality(measured) if len(measured) else None,
         generated=metrics.generated_counts(generated, asked=config.generation.quota * strata),
         likeness=likeness,
         purpose=config.purpose,

@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from vhs.measure import View
-
 
 def bland_altman(measured: np.ndarray, true: np.ndarray) -> dict | None:
     """Agreement of two measurements of the same images (Bland & Altman, Lancet 327:307, 1986), in the index's units.
@@ -23,29 +21,29 @@ def bland_altman(measured: np.ndarray, true: np.ndarray) -> dict | None:
     return {"images": len(difference), "mae": float(np.abs(difference).mean()), "bias": bias, "limits": limits}
 
 
-def labeller_quality(measured: pd.DataFrame, view: View) -> dict:
-    """Real images' label, index (true or NaN), measured, spread ->
+def labeller_quality(measured: pd.DataFrame) -> dict:
+    """Real images' label, predicted class, index (true or NaN), measured (NaN where points coincide), spread ->
 
     {"class_accuracy", "index_mae", "bias", "limits": [low, high], "spread_rank"}; all but the first None where no true index is known.
     `spread_rank` is Spearman's correlation of the spread with the absolute error: above 0, a doubtful measurement is a worse one.
     """
     from scipy.stats import spearmanr
 
-    known = measured.dropna(subset=["index"])
+    known = measured.dropna(subset=["index", "measured"])
     found = bland_altman(known.measured, known["index"]) or {"mae": None, "bias": None, "limits": None}
     error, ranked = (known.measured - known["index"]).abs(), None
     if len(known) > 2 and error.nunique() > 1 and known.spread.nunique() > 1:
         ranked = float(spearmanr(known.spread, error).statistic)
     return {
-        "class_accuracy": float((view.classify(measured["measured"]) == measured.label.to_numpy()).mean()),
+        "class_accuracy": float((measured.predicted == measured.label).mean()),
         "index_mae": found["mae"], "bias": found["bias"], "limits": found["limits"], "spread_rank": ranked,
     }  # fmt: skip
 
 
 def measurement_by(measured: pd.DataFrame, column: str) -> pd.DataFrame:
-    """`bland_altman` within each value of `column`, images without a true index left out: <column>, images, mae, bias, lower, upper limit."""
+    """`bland_altman` within each value of `column`, images without a true or a measured index left out: <column>, images, mae, bias, lower, upper limit."""
     rows = []
-    for value, group in measured.dropna(subset=["index"]).groupby(column):
+    for value, group in measured.dropna(subset=["index", "measured"]).groupby(column):
         found = bland_altman(group.measured, group["index"])
         low, high = found.pop("limits") or (np.nan, np.nan)
         rows.append({column: value, **found, "lower limit": low, "upper limit": high})

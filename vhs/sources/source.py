@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from vhs.measure import CLASSES, View
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom")
+UNREAD = (".bmp", ".gif", ".webp", ".jp2", ".jpx", ".heic", ".avif", ".svg", ".nii", ".mha", ".nrrd")  # images too, of formats that are not read
 SPLITS = {
     "train": "train",
     "training": "train",
@@ -20,6 +21,7 @@ SPLITS = {
 }
 NO_LABEL = "image without a label: neither a class, nor an index, nor key points"
 ORPHAN = "label without an image"
+FORMAT = f"an image of a format that is not read: export it as one of {' '.join(SUFFIXES)}"
 
 
 class SourceError(Exception):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from vhs.measure import View
 from vhs.sources import annotation
-from vhs.sources.source import NO_LABEL, ORPHAN, SPLITS, SUFFIXES, Source, class_of
+from vhs.sources.source import FORMAT, NO_LABEL, ORPHAN, SPLITS, SUFFIXES, UNREAD, Source, class_of
 
 ROLES = ("images", "labels", "images_classes")
 _NAME_WITH_INDEX = re.compile(r"\d+_(\d{1,2}\.\d+)_\d+")  # DogHeart: number _ VHS _ code
@@ -25,12 +25,13 @@ Pair = tuple[Path, str]  # what an image and its label have in common: the folde
 
 @dataclass(frozen=True)
 class Listing:
-    """Every image and label file by what it is paired by: `plain` images, `classed` ones (below a class folder), `labels`."""
+    """Every image and label file by what it is paired by: `plain` images, `classed` ones (below a class folder), `labels`; `unread` images."""
 
     data: Path
     plain: dict[Pair, list[Path]]
     classed: dict[Pair, list[Path]]
     labels: dict[Pair, list[Path]]
+    unread: list[Path]
 
     @property
     def labelled(self) -> bool:
@@ -45,15 +46,17 @@ class Listing:
 
 def survey(data: Path) -> Listing:
     """What lies below `data`, by name only. Leaves out hidden files and what macOS adds to a zip, which are no one's data."""
-    listing = Listing(data, defaultdict(list), defaultdict(list), defaultdict(list))
+    listing = Listing(data, defaultdict(list), defaultdict(list), defaultdict(list), [])
     for file in sorted(data.rglob("*")):
         parts = file.relative_to(data).parts
         suffix = file.suffix.lower()
-        if suffix not in (*SUFFIXES, *annotation.SUFFIXES) or "__MACOSX" in parts or any(part.startswith(".") for part in parts):
+        if suffix not in (*SUFFIXES, *UNREAD, *annotation.SUFFIXES) or "__MACOSX" in parts or any(part.startswith(".") for part in parts):
             continue
         kept = [part for part in parts[:-1] if part.lower() not in ROLES and not class_of(part)]
         pair = (data.joinpath(*kept), file.stem)
-        if suffix in annotation.SUFFIXES:
+        if suffix in UNREAD:
+            listing.unread.append(file)
+        elif suffix in annotation.SUFFIXES:
             if "labels" in map(str.lower, parts[:-1]):  # elsewhere a .json may be anything
                 listing.labels[pair].append(file)
         else:
@@ -62,8 +65,8 @@ def survey(data: Path) -> Listing:
 
 
 def read(listing: Listing, view: View) -> list[Source]:
-    """One source for each image, one reject for each label without an image."""
-    found = []
+    """One source for each image, one reject for each label without an image and for each image that cannot be read."""
+    found = [Source(str(file), split=_split(listing, file), reject=FORMAT) for file in listing.unread]
     for pair in sorted({*listing.plain, *listing.classed, *listing.labels}):
         plain, classed, labels = (group.get(pair, []) for group in (listing.plain, listing.classed, listing.labels))
         copied = any(file.parent.name.lower() == "images" for file in plain)  # what lies in class folders too is the same image, sorted
