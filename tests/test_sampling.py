@@ -11,6 +11,7 @@ from vhs.settings import Generation, Pretraining
 
 TINY = Pretraining(resolution_px=32, codec_channels=(8, 8, 16), unet_channels=(8, 16), text_width=32, text_layers=1)
 PROMPTS = ["photo of small dog heart", "photo of normal dog heart", "photo of large dog heart", "photo of large human heart"]
+SOLVERS = ("dpm++", "sde-dpm++", "pndm")
 
 
 @pytest.fixture(scope="module")
@@ -30,18 +31,24 @@ def difference(a, b):
     return np.abs(a.astype(int) - b).mean()
 
 
-@pytest.mark.parametrize("solver", ["dpm++", "pndm"])
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_a_batch_repeats_to_the_bit(tiny, solver):
     first = drawn(tiny, solver=solver)
     assert first.shape == (4, 32, 32) and first.dtype == np.uint8 and first.std() > 1
     assert np.array_equal(first, drawn(tiny, solver=solver))
 
 
-def test_an_image_depends_on_its_own_seed_and_prompt_not_on_its_neighbours(tiny):
-    batch = drawn(tiny)
-    other = drawn(tiny, PROMPTS[:1] + PROMPTS[3:0:-1], (1, 30, 20, 10))
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_an_image_depends_on_its_own_seed_and_prompt_not_on_its_neighbours(tiny, solver):
+    batch = drawn(tiny, solver=solver)
+    other = drawn(tiny, PROMPTS[:1] + PROMPTS[3:0:-1], (1, 30, 20, 10), solver=solver)
     assert difference(batch[0], other[0]) < 0.1 and difference(batch[1], other[1]) > 1
-    assert difference(batch[:1], drawn(tiny, PROMPTS[:1], (1,))) < 0.1, "alone as in a batch"
+    assert difference(batch[:1], drawn(tiny, PROMPTS[:1], (1,), solver=solver)) < 0.1, "alone as in a batch"
+
+
+def test_each_solver_draws_pictures_of_its_own(tiny):
+    pictures = [drawn(tiny, solver=solver) for solver in SOLVERS]
+    assert all(difference(a, b) > 0.5 for a, b in zip(pictures, pictures[1:] + pictures[:1]))
 
 
 def test_guidance_one_takes_half_the_passes_and_guidance_matters(tiny, monkeypatch):
@@ -60,7 +67,7 @@ def test_guidance_is_free_plus_scale_times_the_difference(tiny):
     assert difference(plain, drawn(tiny, [""] * 4, guidance=7.5)) < 0.1
 
 
-@pytest.mark.parametrize("solver", ["dpm++", "pndm"])
+@pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_a_perfect_denoiser_leads_any_solver_to_its_image(tiny, solver, prediction_type, monkeypatch):
     """A model that knows one image: every solver must end there, which holds only if noise levels, spacing and prediction type agree."""

@@ -19,13 +19,15 @@ def build_solver(components: Components, settings: Generation) -> DPMSolverMulti
     """The solver with the model's own noise levels and prediction type, its time steps set.
 
     dpm++: DPM-Solver++(2M), Lu et al. 2022, time steps trailing so that it starts from pure noise (Lin et al. 2023, section 3.3).
+    sde-dpm++: its stochastic twin, SDE-DPM-Solver++(2M) there: the noise added at each step washes out the errors of the steps before.
     pndm: the study's, Liu et al. 2022, as Stable Diffusion 1.x ships it.
     """
     config = components.scheduler.config
     if settings.solver == "pndm":
         solver = PNDMScheduler.from_config(config, skip_prk_steps=True, timestep_spacing="leading", steps_offset=1)
     else:
-        solver = DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++", solver_order=2, timestep_spacing="trailing")
+        kind = "sde-dpmsolver++" if settings.solver == "sde-dpm++" else "dpmsolver++"
+        solver = DPMSolverMultistepScheduler.from_config(config, algorithm_type=kind, solver_order=2, timestep_spacing="trailing")
     solver.set_timesteps(settings.steps, device=components.unet.device)
     return solver
 
@@ -43,8 +45,12 @@ def sample(components: Components, prompts: list[str], seeds: list[int], size_px
         raise ValueError(f"size_px = {size_px} does not fit this codec: it must be a multiple of {components.factor}")
     unet, solver = components.unet, build_solver(components, settings)
     shape = (unet.config.in_channels, size_px // components.factor, size_px // components.factor)
-    noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    latents = torch.stack(noise).to(unet.device) * solver.init_noise_sigma
+    streams = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def noise() -> torch.Tensor:
+        return torch.stack([torch.randn(shape, generator=stream) for stream in streams]).to(unet.device)
+
+    latents = noise() * solver.init_noise_sigma
     guided = settings.guidance > 1
     context = diffusion.embed(components, [""] * len(prompts) + list(prompts) if guided else list(prompts)).to(unet.dtype)
     for timestep in solver.timesteps:
@@ -53,5 +59,6 @@ def sample(components: Components, prompts: list[str], seeds: list[int], size_px
         if guided:
             free, prompted = prediction.chunk(2)
             prediction = free + settings.guidance * (prompted - free)
-        latents = solver.step(prediction, timestep, latents).prev_sample
+        fresh = {"variance_noise": noise()} if settings.solver == "sde-dpm++" else {}
+        latents = solver.step(prediction, timestep, latents, **fresh).prev_sample
     return diffusion.decode_latents(components, latents)

@@ -24,6 +24,7 @@ def _known_view(name: str) -> str:
 
 ViewName = Annotated[str, AfterValidator(_known_view)]
 Precision = Literal["float32", "float16", "bfloat16"]  # of the networks while they sample; half precision is for GPUs
+Solver = Literal["dpm++", "sde-dpm++", "pndm"]  # the second where the model is small or barely taught: it holds images to their prompt more closely
 Fraction = Field(ge=0, le=1)
 
 
@@ -76,7 +77,7 @@ class Priors(Section):
     """Class images for prior preservation, drawn by the base model (DreamBooth, Ruiz et al. 2023, section 3.2). Study: 200."""
 
     images: int = Field(200, ge=3)  # of all classes together
-    solver: Literal["dpm++", "pndm"] = "dpm++"
+    solver: Solver = "dpm++"
     steps: int = Field(20, ge=1)
     guidance: float = Field(1.0, ge=1)  # what the base knows, not an exaggeration of it
     batch: int = Field(4, ge=1)  # study: sample_batch_size=4
@@ -143,7 +144,7 @@ class Generation(Section):
     would learn the scanner from generated images that leave it open.
     """
 
-    solver: Literal["dpm++", "pndm"] = "dpm++"
+    solver: Solver = "dpm++"
     steps: int = Field(20, ge=1)
     guidance: float = Field(2.0, ge=1)
     batch: int = Field(16, ge=1)
