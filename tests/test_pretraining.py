@@ -125,6 +125,21 @@ def test_the_command_trains_a_folder_resumes_it_and_refuses_other_values(tmp_pat
     assert torch.equal(first, diffusion.load(tmp_path / "next").unet.conv_in.weight)
 
 
+def test_going_on_from_a_base_goes_on_with_the_labellers_beside_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "HELD_OUT", 8)
+    monkeypatch.setattr(command, "judge", lambda settings, out, components: {})
+    config, still = tmp_path / "tiny.yaml", ["codec_steps=0", "steps=0", "adapt_steps=0", "views=[canine_lateral]"]
+    config.write_text(json.dumps(TINY.model_dump(mode="json")))
+    folders = {"begun": None, "afresh": None, "on": str(tmp_path / "begun")}
+    for name, init in folders.items():
+        rate = [] if name == "begun" else ["labeller_learning_rate=1e-12"]  # so small that the weights show where they came from
+        command.pretrain(config, tmp_path / name, init=init, overrides=[*still, *rate])
+    begun, afresh, on = (Labeller.load(tmp_path / name / "labeller" / "canine_lateral").net.state_dict() for name in folders)
+    weights = [name for name in begun if name.endswith("weight")]
+    assert weights and all(torch.equal(begun[name], on[name]) for name in weights)
+    assert not all(torch.equal(begun[name], afresh[name]) for name in weights)
+
+
 def test_judging_counts_how_often_the_drawn_heart_has_the_prompted_size(tmp_path, monkeypatch):
     class Reader:
         """Reads 9 from everything: always right about normal, wrong about the others."""
