@@ -65,8 +65,18 @@ def _kept(file: Path, make: Callable[[], Sequence[np.ndarray]]) -> list[np.ndarr
 def draw_phantoms(settings: Pretraining, out: Path, view: str) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 [N,S,S] and key points [N,K,2] of one view, drawn once and kept; the last HELD_OUT are not for training."""
     seeds = range(settings.first_phantom_seed, settings.first_phantom_seed + settings.phantoms_per_view + HELD_OUT)
-    images, points = _kept(out / "training" / f"{view}.npz", lambda: phantom.draw_many(view, "textbook", seeds, settings.resolution_px))
+    images, points = _kept(out / "training" / f"{view}.npz", lambda: _drawn(settings, view, seeds))
     return images, points
+
+
+def _drawn(settings: Pretraining, view: str, seeds: range) -> tuple[np.ndarray, np.ndarray]:
+    """One phantom a seed, each as sharp as the side it was drawn at leaves it."""
+    sides, size = settings.phantoms_px or (settings.resolution_px,), settings.resolution_px
+    parts = [phantom.draw_many(view, "textbook", seeds[k :: len(sides)], side) for k, side in enumerate(sides)]
+    order = np.argsort(np.concatenate([np.arange(len(seeds))[k :: len(sides)] for k in range(len(sides))]))
+    images = np.stack([labelling.resized(image, size) for drawn, _ in parts for image in drawn])
+    points = np.concatenate([labelling.rescaled(points, side, size) for side, (_, points) in zip(sides, parts)])
+    return images[order], points[order].astype(np.float32)
 
 
 def training_set(settings: Pretraining, out: Path) -> tuple[np.ndarray, list[tuple[str, str]], pretraining.PatchBasis]:

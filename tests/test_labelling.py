@@ -70,6 +70,19 @@ def test_an_image_is_measured_alike_in_any_company(labeller):
         assert np.allclose(getattr(apart, field), getattr(together, field)[order], rtol=1e-3, atol=1e-3), field
 
 
+def test_the_mirror_image_measures_the_same(labeller):
+    images, _ = drawn(6, 10)
+    plain, mirrored = (labeller.measure(some, keys(10), 1) for some in (images, np.ascontiguousarray(images[..., ::-1])))
+    assert np.allclose(mirrored.points[:, list(DOG.mirror)] * [-1, 1] + [SIDE - 1, 0], plain.points, atol=1e-3)
+
+
+def test_no_point_is_found_off_to_one_side():
+    """Of the four pictures that are averaged two are moved: moved back by anything else, every point would be off by some."""
+    images, points = phantom.draw_many("canine_lateral", "textbook", range(600_000_000, 600_000_060))
+    away = Labeller.packaged("canine_lateral").measure(images, keys(60), 1).points - points
+    assert np.abs(away.mean((0, 1))).max() < 0.3
+
+
 def test_spread_is_a_function_of_the_key_and_of_dropout(labeller):
     images, _ = drawn(3, 4)
     one, two, other = (labeller.measure(images, names, 6) for names in (keys(4), keys(4), ["other"] * 4))
@@ -193,7 +206,7 @@ def test_a_copy_of_a_training_image_is_known_and_another_patient_is_not_taken_fo
 
 def test_two_images_of_one_patient_set_no_limit():
     seen = measurement([GOOD, GOOD, GOOD], features=np.array([[0], [1e-3], [5]], np.float32), hashes=("00" * 32, "00" * 32, "ff" * 32))
-    assert Copies.fit(seen, keys(3), ["a", "a", "b"]).limit > 0.9
+    assert Copies.fit(seen, keys(3), ["a", "a", "b"]).limit > 0.7
     assert Copies.fit(seen, keys(3), ["a", "a", "a"]) is None
 
 

@@ -202,6 +202,7 @@ class Pretraining(Section):
     phantoms_per_view: int = Field(8000, ge=16)
     first_phantom_seed: int = Field(10_000_000, ge=0)  # far from Phantoms.seed: no run's data repeats the base's phantoms
     resolution_px: int = Field(128, ge=32, multiple_of=32)
+    phantoms_px: tuple[int, ...] = ()  # sides that phantoms are drawn at, in turn, before they are scaled to resolution_px; none: that one
     codec_channels: tuple[int, ...] = (16, 32, 64, 64)  # one level each, so 8 times smaller latents
     codec_steps: int = Field(5000, ge=0)
     codec_batch: int = Field(16, ge=4)
