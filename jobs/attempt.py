@@ -84,8 +84,10 @@ class Progress:
             self._watch(self._unit.path, step, total, metrics)
         if world.rank() == 0:
             self._logbook.scalars(step, metrics)
-        if world.rank() == 0 and step % self._every == 0 and step < total:
-            self._save(step, capture())
+        if step % self._every == 0 and step < total:
+            state = capture()  # on every rank: each may hold a share of it
+            if world.rank() == 0:
+                self._save(step, state)
 
     def _save(self, step: int, state: dict):
         """The newest checkpoint replaces the older ones once it is whole; those of an attempt that is further stay."""
@@ -109,7 +111,7 @@ def attempt(url: str, config: Config, unit: Unit, watch: Watch | None = None) ->
             return "done"
         meter = Meter()
         try:
-            if unit.ranks > 1:
+            if unit.ranks > 1 or unit.apart:
                 committed = world.launch(unit.ranks, _rank, url, config, unit, claim.attempt)
             else:
                 committed = _work(storage, config, unit, claim, watch)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from vhs.measure import CLASSES, VIEWS, View
 from vhs.prompts import class_prompt, concepts, instance_prompt, names_source
-from vhs.settings import Classifier, DreamBooth, Generation, Labeller, Phantoms, Priors, Report, Section, Split, ViewName
+from vhs.settings import CONFIGS, Classifier, DreamBooth, Generation, Labeller, Phantoms, Priors, Report, Section, Split, ViewName
 
 Arm = Literal["real", "real-matched", "mixed", "pretrain", "measure"]
 
@@ -121,21 +121,14 @@ class Config(Section):
         return self.model_dump(mode="json", exclude={"execution", "expect"})
 
 
-def _folder() -> Path:
-    """configs/ of the checkout, or the same files as a wheel carries them."""
-    checkout = Path(__file__).resolve().parents[1] / "configs"
-    return checkout if checkout.is_dir() else Path(__file__).resolve().parents[1] / "vhs" / "configs"
-
-
 def names() -> list[str]:
     """The configurations that come with the program and describe a run."""
-    folder = _folder()
-    return sorted(file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.yaml") if file.stem != "base")
+    return sorted(file.relative_to(CONFIGS).with_suffix("").as_posix() for file in CONFIGS.rglob("*.yaml") if file.stem != "base")
 
 
 def find(name: str) -> Path:
     """The YAML file that `name` means: a path, or the name of a packaged configuration."""
-    for file in (Path(name), _folder() / f"{name}.yaml"):
+    for file in (Path(name), CONFIGS / f"{name}.yaml"):
         if file.suffix in (".yaml", ".yml") and file.is_file():
             return file
     raise ConfigError(f"no configuration {name!r}: give a YAML file or one of {', '.join(names())}")

@@ -106,13 +106,15 @@ class Run:
         science = self.config.science
         return {key: reduce(dict.__getitem__, key.split("."), science) for key in keys}
 
-    def unit(self, stage: str, path: str, inputs: dict[str, list[str]], *, params: dict | None = None, ranks: int = 1) -> Unit:
+    def unit(
+        self, stage: str, path: str, inputs: dict[str, list[str]], *, params: dict | None = None, ranks: int = 1, apart: bool = False
+    ) -> Unit:  # fmt: skip
         """A unit of `stage` whose inputs are the committed markers at the given paths."""
         from jobs.stages import BY_NAME
 
         module = BY_NAME[stage]
         hashed = {role: tuple((path, self.marker(path).sha256) for path in paths) for role, paths in inputs.items()}
-        return Unit(stage, path, module.KIND, self.science(module.SCIENCE), params or {}, hashed, ranks)
+        return Unit(stage, path, module.KIND, self.science(module.SCIENCE), params or {}, hashed, ranks, apart)
 
     def freeze(self, path: str, value: Callable[[], object], window: str | None = None):
         """The JSON value at `path`, computed by the first who asks and the same for everyone after. Read only: what would be committed."""

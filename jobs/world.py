@@ -85,17 +85,54 @@ def _cpuinfo() -> list[str]:
         return []
 
 
-def accelerator(wanted: str, mixed_precision: str = "no"):
-    """A fresh Accelerator for this rank: DDP over gloo on CPUs, NCCL on GPUs."""
+def accelerator(wanted: str, mixed_precision: str = "no", sharding: dict | None = None):
+    """A fresh Accelerator for this rank, over gloo on CPUs, NCCL on GPUs: for DDP, or with `sharding`, a DeepSpeed configuration, for ZeRO."""
     from accelerate import Accelerator, InitProcessGroupKwargs
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(
         reset_partial_state=size() == 1
     )  # stages of one process differ in precision; the state is a process-wide singleton
-    cpu = device(wanted).type == "cpu"
-    group = [InitProcessGroupKwargs(backend="gloo" if cpu else "nccl")] if size() > 1 else []
+    place = device(wanted)
+    cpu = place.type == "cpu"
+    os.environ["DS_ACCELERATOR"] = place.type  # accelerate imports DeepSpeed to compare classes; it would say that it looks for GPUs
+    group = [InitProcessGroupKwargs(backend="gloo" if cpu else "nccl")] if size() > 1 or sharding else []
+    if sharding:
+        return _sharding_accelerator(place, mixed_precision, sharding, group)
     return Accelerator(cpu=cpu, mixed_precision=mixed_precision, kwargs_handlers=group)
+
+
+def _sharding_accelerator(place, mixed_precision: str, sharding: dict, group: list):
+    """RuntimeError where accelerate would give something else, which it does without a word."""
+    import logging
+    import warnings
+
+    import torch
+
+    if "LOCAL_RANK" not in os.environ:
+        raise RuntimeError("DeepSpeed needs a launched rank, even if it is the only one, and this process is none: start it by world.launch")
+    if place.type == "cpu" and torch.cuda.is_available():
+        raise RuntimeError("execution.device = cpu, but DeepSpeed takes the GPUs it sees: hide them (CUDA_VISIBLE_DEVICES=) or set execution.device=cuda")
+    if place.type == "cuda":
+        os.environ["LOCAL_RANK"] = str(place.index)  # DeepSpeed takes cuda:LOCAL_RANK, and some launchers show a rank no GPU but its own
+    import deepspeed
+    from accelerate import Accelerator, DeepSpeedPlugin
+    from accelerate.utils import DistributedType
+    from transformers.integrations import unset_hf_deepspeed_config
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # one display a run: ours
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+_tensor` is deprecated", FutureWarning)  # it calls them
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else its start compiles for minutes; gloo does without
+    if mixed_precision == "bf16":  # as DDP has it: float32 weights and gradients, products in half precision
+        sharding = sharding | {"torch_autocast": {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}}
+    made = Accelerator(deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=sharding), kwargs_handlers=group)
+    if made.distributed_type != DistributedType.DEEPSPEED:
+        raise RuntimeError(
+            f"ZeRO was asked for and accelerate gives {made.distributed_type.value}: unset ACCELERATE_USE_CPU "
+            f"(it is {os.environ.get('ACCELERATE_USE_CPU', 'unset')})"
+        )
+    unset_hf_deepspeed_config()  # accelerate tells transformers and diffusers to load and average models in shares: ours are whole until then
+    return made
 
 
 def launch(ranks: int, function: Callable, *arguments):
