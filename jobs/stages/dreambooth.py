@@ -60,7 +60,8 @@ def work(config, inputs, output) -> Files:
         show=_samples(config, rows, output.logbook),
         show_steps=config.execution.sample_steps,
     )
-    diffusion.save(components, output.folder)
+    if world.rank() == 0:  # whose folder counts; on the other ranks transformers saves nothing
+        diffusion.save(components, output.folder)
     curve.save(output.folder)
     seen = lineage.seen(pd.concat([rows[["key", "patient"]], own]), models.seen(models.base(config)))
     (output.folder / "lineage.json").write_text(json.dumps(seen, indent=1))
