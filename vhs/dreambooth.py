@@ -63,7 +63,7 @@ def train(
         trainable.load_state_dict(state)
         curve.load_state_dict(state["curve"])
         done = state["step"]
-    losses_of = _Losses(trainable.components, priors, settings, accelerator, trainable.forward)
+    losses_of = _Losses(trainable.components, priors, settings, accelerator, trainable.engine.network)
     stream = _endless(batches, done * settings.gradient_accumulation, batches_per_epoch)
     while done < settings.steps:
         losses = _gradients(losses_of, stream, done, trainable, settings)
@@ -107,9 +107,9 @@ def _gradients(losses_of: _Losses, stream: Iterator[dict], step: int, trainable:
     parts = settings.gradient_accumulation
     losses = []
     for part in range(parts):
-        with nullcontext() if part == parts - 1 else trainable.accumulating():
+        with nullcontext() if part == parts - 1 else trainable.engine.accumulating():
             instance, prior = losses_of(next(stream), step * parts + part)
-            trainable.backward((instance + settings.prior_loss_weight * prior) / parts)
+            trainable.engine.backward((instance + settings.prior_loss_weight * prior) / parts)
         losses.append(torch.stack((instance, prior)).detach())
     return torch.stack(losses).mean(0)
 

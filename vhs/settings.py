@@ -46,8 +46,11 @@ def _deepspeed(value: object) -> object:
         raise ValueError("a DeepSpeed configuration whose zero_optimization has stage 2 or 3")
     for key in _SAID_ELSEWHERE:
         said = value.get(key, "auto")
-        if (said.get("enabled", said) if isinstance(said, dict) else said) not in ("auto", False):
+        said = said.get("enabled", said) if isinstance(said, dict) else said
+        if said != "auto" and said is not False:
             raise ValueError(f"{key} is said by this section's own settings: leave it out of the DeepSpeed configuration, or write auto")
+    if auto := [key for key, said in zero.items() if said == "auto"]:
+        raise ValueError(f"numbers in zero_optimization: auto ({', '.join(auto)}) goes by a language model's width")
     if "nvme" in [(zero.get(part) or {}).get("device") for part in ("offload_optimizer", "offload_param")]:
         raise ValueError("offload to nvme is not supported: offload to cpu")
     return {key: part for key, part in value.items() if key not in _SAID_ELSEWHERE}
@@ -57,8 +60,6 @@ ViewName = Annotated[str, AfterValidator(_known_view)]
 Precision = Literal["float32", "float16", "bfloat16"]  # of the networks while they sample; half precision is for GPUs
 Solver = Literal["dpm++", "sde-dpm++", "pndm"]  # the second where the model is small or barely taught: it holds images to their prompt more closely
 Fraction = Field(ge=0, le=1)
-
-
 Sharding = Annotated[dict | None, BeforeValidator(_deepspeed)]  # ZeRO on the section's ranks
 
 

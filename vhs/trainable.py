@@ -29,13 +29,13 @@ _ADAPTED = ["to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "o
 class Trainable:
     """The UNet of `components`, and the text encoder if settings.train_text_encoder, in training on the accelerator's ranks and device.
 
-    `components`: the same model with the networks in training, for forward passes, which `forward` makes. The other networks are frozen.
-    `step`, `state_dict`, `as_they_would_leave` and `finish` are for all ranks to call together. Raises ValueError and ImportError where the
-    optimizer cannot run, RuntimeError where the accelerator does not shard as settings.sharding says.
+    `components`: the same model with the networks in training; `engine.network(compute)` is `compute()`, which calls them, as one forward pass of
+    all. The other networks are frozen. Methods are for all ranks to call together. Raises ValueError and ImportError where the optimizer cannot
+    run, RuntimeError where the accelerator does not shard as settings.sharding says.
     """
 
     def __init__(self, components: Components, settings: DreamBooth, accelerator: Accelerator) -> None:
-        self._accelerator, self._settings, self._leaving = accelerator, settings, components
+        self._settings, self._leaving = settings, components
         networks = _Networks({name: getattr(components, name) for name in ("unet", "text_encoder")[: 1 + settings.train_text_encoder]})
         for name, network in components.networks.items():
             network.requires_grad_(name in networks).train(name in networks)
@@ -44,7 +44,7 @@ class Trainable:
         self._adapters = [_adapter(network, settings) for network in networks.values()] if settings.lora_rank else []
         if settings.gradient_checkpointing:
             self._checkpoint_activations("enable")
-        self._engine = build_engine(
+        self.engine = build_engine(
             networks,
             lambda networks: build_optimizer([parameter for _, parameter in trained(networks)], settings, accelerator.device),
             accelerator,
@@ -52,9 +52,8 @@ class Trainable:
             max_grad_norm=settings.max_grad_norm,
             accumulation=settings.gradient_accumulation,
         )
-        self.accumulating, self.backward = self._engine.accumulating, self._engine.backward
-        self._average = EMAModel(self._engine.held(), decay=settings.ema_decay) if settings.ema_decay else None
-        self.components = replace(components, **self._engine.module)
+        self._average = EMAModel(self.engine.held(), decay=settings.ema_decay) if settings.ema_decay else None
+        self.components = replace(components, **self.engine.module)
 
     def _checkpoint_activations(self, word: Literal["enable", "disable"]) -> None:
         """Recompute activations in the backward pass instead of keeping them (Chen et al. 2016)."""
@@ -62,52 +61,48 @@ class Trainable:
         if self._settings.train_text_encoder:
             getattr(self._leaving.text_encoder, f"gradient_checkpointing_{word}")()
 
-    def forward(self, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """`compute()`, which calls the networks of `components`: as one forward pass of all of them."""
-        return self._engine.network(compute)
-
     def step(self, learning_rate: float) -> None:
         """Moves the weights along the gradients gathered since the last step, and the average after them."""
-        self._engine.learning_rate = learning_rate
-        self._engine.step()
+        self.engine.learning_rate = learning_rate
+        self.engine.step()
         if self._average:
-            self._average.step(self._engine.held())
+            self._average.step(self.engine.held())
 
     def state_dict(self) -> dict:
         """A copy on the CPU of all that changes, on rank 0; nothing elsewhere."""
-        state = self._engine.state_dict()
+        state = self.engine.state_dict()
         if not self._average:
             return state
-        average = {**self._average.state_dict(), "shadow_params": self._engine.whole(self._average.shadow_params)}
+        average = {**self._average.state_dict(), "shadow_params": self.engine.whole(self._average.shadow_params)}
         return state and {**state, "average": average}
 
     def load_state_dict(self, state: dict) -> None:
         """Lays a state over networks that are on their device already. ValueError for the state of another number of ranks."""
-        self._engine.load_state_dict(state)
+        self.engine.load_state_dict(state)
         if self._average:
-            pieces = self._engine.pieces(state["average"]["shadow_params"])
+            pieces = self.engine.pieces(state["average"]["shadow_params"])
             self._average.load_state_dict({**state["average"], "shadow_params": pieces})
 
     @contextmanager
     def as_they_would_leave(self) -> Iterator[Components]:
         """The model in eval mode with the weights it would leave with now; afterwards training goes on as if nothing had been."""
         if self._average:
-            self._average.store(self._engine.held())
-            self._average.copy_to(self._engine.held())
+            self._average.store(self.engine.held())
+            self._average.copy_to(self.engine.held())
         try:
-            with self._engine.showing() as networks:
+            with self.engine.showing() as networks:
                 networks.eval()
                 yield self._leaving
                 networks.train()
         finally:
             if self._average:
-                self._average.restore(self._engine.held())
+                self._average.restore(self.engine.held())
 
     def finish(self) -> None:
         """Leaves the networks given to the constructor with plain weights, frozen, in eval mode: averaged, adapters merged, unwrapped."""
         if self._average:
-            self._average.copy_to(self._engine.held())
-        self._engine.finish()
+            self._average.copy_to(self.engine.held())
+        self.engine.finish()
         for adapter in self._adapters:
             adapter.merge_and_unload(progressbar=False)
         if self._settings.gradient_checkpointing:
