@@ -24,6 +24,8 @@ def test_a_wheel_runs_in_an_empty_folder(reference, tmp_path, figure):
     (wheel,) = tmp_path.glob("vhs-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
+    for file in (ROOT / "configs").rglob("*.*"):
+        assert (site / "vhs" / "configs" / file.relative_to(ROOT / "configs")).read_bytes() == file.read_bytes()
     result = subprocess.run(
         [sys.executable, "-m", "jobs.cli", "run", "debug/demo", "--out", "run"],
         cwd=empty,
