@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import traceback
 from collections.abc import Callable
@@ -154,7 +155,9 @@ def _work(storage: Storage, config: Config, unit: Unit, claim: Claim, watch: Wat
 
 def _scratch(storage: Storage, config: Config, unit: Unit) -> Path:
     """A private folder for this attempt, under this machine's name: there, what dead processes left behind can be told and goes."""
-    chosen = config.execution.work_dir
+    chosen = os.path.expandvars(config.execution.work_dir or os.environ.get("VHS_WORK_DIR", ""))
+    if "$" in chosen:
+        raise RuntimeError(f"work_dir {chosen}: this machine has no such variable; name one that it has, or a folder")
     root = Path(chosen).expanduser() / digest(storage.url)[:12] if chosen else storage.root / TEMPORARY / "work"
     (root / machine()).mkdir(parents=True, exist_ok=True, mode=0o700)
     for left in (root / machine()).glob("*-*-*"):

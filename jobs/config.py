@@ -57,7 +57,7 @@ class Execution(Section):
 
     workers: int = Field(1, ge=1)  # units side by side on this machine
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    work_dir: str | None = None  # private scratch, POSIX, disposable; default: .work beside the run's own files
+    work_dir: str | None = None  # private scratch, POSIX, disposable; may hold variables ($TMPDIR). null: $VHS_WORK_DIR, else beside the run's files
     checkpoint_steps: int = Field(200, ge=1)  # optimizer steps between checkpoints
     sample_steps: int = Field(0, ge=0)  # optimizer steps between DreamBooth's sample images, one a class, in RUN/state/log; 0: none
     tensorboard: bool = False  # curves of everything that trains, in RUN/state/log
@@ -127,18 +127,19 @@ def _folder() -> Path:
     return checkout if checkout.is_dir() else Path(__file__).resolve().parents[1] / "vhs" / "configs"
 
 
-def names() -> list[str]:
-    """The configurations that come with the program and describe a run."""
-    folder = _folder()
-    return sorted(file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.yaml") if file.stem != "base")
+def names(kind: str = "") -> list[str]:
+    """The configurations that come with the program and describe a run, or those in the folder `kind`: clusters."""
+    folder = _folder() / kind
+    found = [file.relative_to(folder).with_suffix("") for file in folder.rglob("*.yaml")]
+    return sorted(name.as_posix() for name in found if name.parts[0] not in ("base", "clusters", "ray"))
 
 
-def find(name: str) -> Path:
-    """The YAML file that `name` means: a path, or the name of a packaged configuration."""
-    for file in (Path(name), _folder() / f"{name}.yaml"):
+def find(name: str, kind: str = "") -> Path:
+    """The YAML file that `name` means: a path, or the name of a packaged configuration of this `kind`."""
+    for file in (Path(name), _folder() / kind / f"{name}.yaml"):
         if file.suffix in (".yaml", ".yml") and file.is_file():
             return file
-    raise ConfigError(f"no configuration {name!r}: give a YAML file or one of {', '.join(names())}")
+    raise ConfigError(f"no configuration {name!r}: give a YAML file or one of {', '.join(names(kind))}")
 
 
 def read(name: str, overrides: list[str], model: type[BaseModel]):
