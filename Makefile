@@ -7,7 +7,7 @@ export GOMP_SPINCOUNT ?= 0
 export KMP_BLOCKTIME ?= 0
 TEST_WORKERS ?= 2
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow lint cluster-up cluster-down clean
 
 demo: $(VENV)/.installed  ## phantoms to report on this machine
 	$(VENV)/bin/vhs run demo --out runs/demo
@@ -20,6 +20,12 @@ test-slow: $(VENV)/.installed-test  ## the rest: each crash window alone, real d
 
 lint: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .
+
+cluster-up:  ## a real SLURM cluster of four nodes on this machine, for tests (as root, with Debian's packages); says how to use it
+	slurm/testcluster/cluster up
+
+cluster-down:
+	slurm/testcluster/cluster down
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

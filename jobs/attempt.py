@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-import traceback
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
-from jobs import world
+from jobs import failures, interrupt, world
 from jobs.claim import Claim, dead, machine, overtaken, owner
 from jobs.config import Config
 from jobs.cost import Meter
+from jobs.gang import Gang
 from jobs.logbook import Logbook
 from jobs.unit import Marker, Unit, commit, digest, read_marker
 from shards import crash, manifest
@@ -65,6 +68,7 @@ class Progress:
     def __init__(self, storage: Storage, unit: Unit, config: Config, claim: Claim, scratch: Path, watch: Watch | None, logbook: Logbook):
         self._storage, self._unit, self._claim, self._scratch, self._watch, self._logbook = storage, unit, claim, scratch, watch, logbook
         self._every, self._folder = config.execution.checkpoint_steps, f"checkpoints/{unit.identity}/"
+        self.patience, self._stepping = ExitStack(), False
 
     def resume(self) -> dict | None:
         from vhs import checkpoint
@@ -78,14 +82,22 @@ class Progress:
 
     def step(self, step: int, total: int, metrics: dict[str, float], capture: Callable[[], dict]):
         crash.window("training-step")
+        if not self._stepping:  # from now on there is something to keep: being asked to stop waits for the end of a step
+            self._stepping = True
+            self.patience.enter_context(interrupt.patiently())
         self._claim.check()
         self._claim.message = {"step": step, "total": total, **metrics}
         if self._watch:
             self._watch(self._unit.path, step, total, metrics)
         if world.rank() == 0:
             self._logbook.scalars(step, metrics)
-        if world.rank() == 0 and step % self._every == 0 and step < total:
-            self._save(step, capture())
+        stop = world.on_any_rank(interrupt.asked.is_set()) and step < total
+        if stop or (step % self._every == 0 and step < total):
+            state = capture()  # on every rank: each may hold a share of it
+            if world.rank() == 0:
+                self._save(step, state)
+        if stop:
+            raise interrupt.Interrupted(f"asked to stop, saved at step {step} of {total}")
 
     def _save(self, step: int, state: dict):
         """The newest checkpoint replaces the older ones once it is whole; those of an attempt that is further stay."""
@@ -98,8 +110,9 @@ class Progress:
             self._storage.delete(older)
 
 
-def attempt(url: str, config: Config, unit: Unit, watch: Watch | None = None) -> str:
-    """Do `unit` unless somebody else does. -> "done" | "busy". An error is recorded in state/failures and raised."""
+def attempt(url: str, config: Config, unit: Unit, watch: Watch | None = None, gang: Gang | None = None) -> str:
+    """Do `unit` unless somebody else does. -> "done" | "busy". An error is recorded in state/failures and raised. Several ranks run on the
+    machines of `gang`, of which this is the leader, or all here."""
     storage, execution = open_storage(url), config.execution
     claim = Claim.take(storage, unit.identity, heartbeat_s=execution.heartbeat_s, stale_s=execution.stale_s)
     if claim is None:
@@ -109,26 +122,28 @@ def attempt(url: str, config: Config, unit: Unit, watch: Watch | None = None) ->
             return "done"
         meter = Meter()
         try:
-            if unit.ranks > 1:
-                committed = world.launch(unit.ranks, _rank, url, config, unit, claim.attempt)
+            if unit.ranks > 1 or unit.apart:
+                launch = gang.launch if gang else partial(world.launch, unit.ranks)
+                committed = launch(as_rank, url, unit, config.model_dump(mode="json"), claim.attempt)
             else:
                 committed = _work(storage, config, unit, claim, watch)
-        except Exception:
+        except Exception as error:
             if overtaken(storage, unit.identity, claim.attempt):
                 return "busy"
-            storage.put(f"state/failures/{unit.identity}.txt", f"{unit.stage} {unit.path}\n{traceback.format_exc()}".encode())
+            failures.record(storage, unit, error)
             raise
         if committed:
             about = {**owner(), "stage": unit.stage, "unit": unit.path, **meter.read(unit.ranks)}
             storage.put(f"state/done/{unit.identity}.json", json.dumps(about).encode())
-        for name in [*storage.list(f"checkpoints/{unit.identity}/"), f"state/failures/{unit.identity}.txt"]:
+        for name in storage.list(f"checkpoints/{unit.identity}/"):
             storage.delete(name)
+        failures.forget(storage, unit.identity)
     return "done"
 
 
-def _rank(url: str, config: Config, unit: Unit, number: int) -> bool:
-    """One of several ranks: the claim is its parent's, whose heart beats; this process only looks whether it still holds."""
-    storage = open_storage(url)
+def as_rank(url: str, unit: Unit, settings: dict, number: int) -> bool:
+    """One of several ranks: the claim is its leader's, whose heart beats; this process only looks whether it still holds."""
+    storage, config = open_storage(url), Config.model_validate(settings)
     return _work(storage, config, unit, Claim(storage, unit.identity, number, config.execution.heartbeat_s, beating=False), None)
 
 
@@ -141,20 +156,23 @@ def _work(storage: Storage, config: Config, unit: Unit, claim: Claim, watch: Wat
     if stage.TORCH:
         world.set_numerics(config.threads)
     scratch, logbook = _scratch(storage, config, unit), Logbook(storage, unit, config.execution.tensorboard)
+    output = Output(scratch / "out", Progress(storage, unit, config, claim, scratch, watch, logbook), logbook)
     try:
-        output = Output(scratch / "out", Progress(storage, unit, config, claim, scratch, watch, logbook), logbook)
         output.folder.mkdir()
         product = stage.work(config, Inputs(storage, unit), output)
         claim.check()
         return world.rank() == 0 and commit(storage, unit, product, output.folder)
     finally:
+        output.progress.patience.close()
         logbook.close()
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _scratch(storage: Storage, config: Config, unit: Unit) -> Path:
     """A private folder for this attempt, under this machine's name: there, what dead processes left behind can be told and goes."""
-    chosen = config.execution.work_dir
+    chosen = os.path.expandvars(config.execution.work_dir or os.environ.get("VHS_WORK_DIR", ""))
+    if "$" in chosen:
+        raise RuntimeError(f"work_dir {chosen}: this machine has no such variable; name one that it has, or a folder")
     root = Path(chosen).expanduser() / digest(storage.url)[:12] if chosen else storage.root / TEMPORARY / "work"
     (root / machine()).mkdir(parents=True, exist_ok=True, mode=0o700)
     for left in (root / machine()).glob("*-*-*"):

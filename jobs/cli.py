@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
-from jobs import tools, world
+from jobs import elsewhere, tools, world
 from jobs.console import console, drive
 from jobs.tools import Overrides
 
@@ -33,7 +33,9 @@ def run(
     ],
     overrides: Overrides = None,
     out: Annotated[Optional[str], typer.Option(help="The run's folder; default runs/CONFIG. The same folder again resumes.")] = None,
-    on: Annotated[str, typer.Option(help="Where units run. In this version: local.")] = "local",
+    on: elsewhere.On = "local",
+    cluster: elsewhere.Cluster = None,
+    detach: elsewhere.Detach = False,
     reuse: Annotated[
         Optional[str], typer.Option(help="Another run whose finished units are taken over where they are the same work.")
     ] = None,
@@ -62,11 +64,10 @@ def run(
     settings = configuration.load(config, overrides or [])
     if dry_run and scope:
         raise configuration.ConfigError(f"--scope {scope}: a dry run plans every scope; leave one of the two out")
-    if on != "local":
-        raise configuration.ConfigError(f"--on {on}: this version runs on local")
+    cluster = elsewhere.site(on, cluster)
     out = out or f"runs/{settings.name}"
-    elsewhere = dry_run and not Path(settings.data).expanduser().exists()
-    if settings.data != "phantoms" and not elsewhere and not open_storage(out).exists("plan.json"):  # later the data may be away
+    data_away = dry_run and not Path(settings.data).expanduser().exists()
+    if settings.data != "phantoms" and not data_away and not open_storage(out).exists("plan.json"):  # later the data may be away
         console.print(f"data: {sources.layout(settings.data)}", markup=False, soft_wrap=True)
     if dry_run:
         return _dry_run(settings, out, calibrate)
@@ -75,7 +76,11 @@ def run(
         plan.read_plan(reuse)
     opened = plan.start(settings, out)
     opened.only_scope = scope
-    drive(opened, reuse=reuse)
+    elsewhere.remember(opened, on, cluster)
+    if on != "slurm":
+        drive(opened, on=on, reuse=reuse)
+    elif not elsewhere.on_slurm(opened, cluster, detach, reuse=reuse):
+        return
     _costs(opened)
     if scope:
         _validation(opened)
@@ -87,6 +92,12 @@ def run(
 def stage(
     name: Annotated[str, typer.Argument(help="ingest, split, labeller, priors, dreambooth, generate, label, train, evaluate or report.")],
     run: RunArgument,
+    part: Annotated[
+        Optional[str], typer.Option("--share", metavar="I/N", help="As worker I of N (from 0) that know nothing of each other: slurm/stage.sbatch.")
+    ] = None,
+    on: elsewhere.On = "local",
+    cluster: elsewhere.Cluster = None,
+    detach: elsewhere.Detach = False,
 ):
     """Bring a run up to and including one stage.
 
@@ -100,7 +111,19 @@ def stage(
         raise configuration.ConfigError(f"no stage {name!r}; they are, in order, {', '.join(BY_NAME)}")
     opened = plan.reopen(run)
     world.set_environment(opened.config.threads)
-    drive(opened, only=name)
+    cluster = elsewhere.site(on, cluster)
+    elsewhere.remember(opened, on, cluster)
+    if part is None:
+        return elsewhere.on_slurm(opened, cluster, detach, name) if on == "slurm" else drive(opened, on=on, only=name)
+    from jobs import interrupt, share
+
+    try:
+        index, count = map(int, part.split("/"))
+        assert 0 <= index < count
+    except (ValueError, AssertionError):
+        raise configuration.ConfigError(f"--share {part}: I/N with 0 <= I < N, for example 0/4") from None
+    interrupt.listen()
+    share.work(opened, share.Link(name, round=opened.config.generation.max_rounds, ranks=opened.config.largest_ranks), index, count)
 
 
 @app.command()
@@ -120,6 +143,8 @@ def status(run: RunArgument):
         running = ", ".join(f"{path} {beat['step']}/{beat['total']}" if "step" in beat else path for path, beat in row.running)
         grid.add_row(row.name, "" if row.total is None else f"{row.done} of {row.total}", running, ", ".join(row.failed))
     Console().print(grid)
+    elsewhere.say_queue(opened)
+    elsewhere.say_failures(opened)
     _costs(opened)
     for scope, counts in generation(opened).items():
         Console().print(
@@ -262,6 +287,7 @@ def _verdict(opened):
     out.print(f"report: {storage.local('report/index.html')}", soft_wrap=True)
 
 
+app.add_typer(elsewhere.app)
 app.add_typer(tools.app)
 
 

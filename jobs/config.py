@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from vhs.measure import CLASSES, VIEWS, View
 from vhs.prompts import class_prompt, concepts, instance_prompt, names_source
-from vhs.settings import Classifier, DreamBooth, Generation, Labeller, Phantoms, Priors, Report, Section, Split, ViewName
+from vhs.settings import CONFIGS, Classifier, DreamBooth, Generation, Labeller, Phantoms, Priors, Report, Section, Split, ViewName
 
 Arm = Literal["real", "real-matched", "mixed", "pretrain", "measure"]
 
@@ -57,11 +57,12 @@ class Execution(Section):
 
     workers: int = Field(1, ge=1)  # units side by side on this machine
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    work_dir: str | None = None  # private scratch, POSIX, disposable; default: .work beside the run's own files
+    work_dir: str | None = None  # private scratch, POSIX, disposable; may hold variables ($TMPDIR). null: $VHS_WORK_DIR, else beside the run's files
     checkpoint_steps: int = Field(200, ge=1)  # optimizer steps between checkpoints
     sample_steps: int = Field(0, ge=0)  # optimizer steps between DreamBooth's sample images, one a class, in RUN/state/log; 0: none
     tensorboard: bool = False  # curves of everything that trains, in RUN/state/log
     heartbeat_s: float = Field(2.0, gt=0)
+    tries: int = Field(3, ge=1)  # at a unit that fails, by jobs that nobody watches; a start by hand counts anew
     stale_s: float = Field(30.0, gt=0)  # a claim of another machine whose heartbeat stood still this long is taken over
 
 
@@ -116,29 +117,29 @@ class Config(Section):
         return VIEWS[self.view].with_edges(self.edges, self.high_is_large)
 
     @property
+    def largest_ranks(self) -> int:
+        """Ranks of the unit that has most."""
+        return max(self.labeller.ranks, self.dreambooth.ranks, self.classifier.ranks)
+
+    @property
     def science(self) -> dict:
         """Everything that changes results, as plain JSON values."""
         return self.model_dump(mode="json", exclude={"execution", "expect"})
 
 
-def _folder() -> Path:
-    """configs/ of the checkout, or the same files as a wheel carries them."""
-    checkout = Path(__file__).resolve().parents[1] / "configs"
-    return checkout if checkout.is_dir() else Path(__file__).resolve().parents[1] / "vhs" / "configs"
+def names(kind: str = "") -> list[str]:
+    """The configurations that come with the program and describe a run, or those in the folder `kind`: clusters."""
+    folder = CONFIGS / kind
+    found = [file.relative_to(folder).with_suffix("") for file in folder.rglob("*.yaml")]
+    return sorted(name.as_posix() for name in found if name.parts[0] not in ("base", "clusters", "ray"))
 
 
-def names() -> list[str]:
-    """The configurations that come with the program and describe a run."""
-    folder = _folder()
-    return sorted(file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.yaml") if file.stem != "base")
-
-
-def find(name: str) -> Path:
-    """The YAML file that `name` means: a path, or the name of a packaged configuration."""
-    for file in (Path(name), _folder() / f"{name}.yaml"):
+def find(name: str, kind: str = "") -> Path:
+    """The YAML file that `name` means: a path, or the name of a packaged configuration of this `kind`."""
+    for file in (Path(name), CONFIGS / kind / f"{name}.yaml"):
         if file.suffix in (".yaml", ".yml") and file.is_file():
             return file
-    raise ConfigError(f"no configuration {name!r}: give a YAML file or one of {', '.join(names())}")
+    raise ConfigError(f"no configuration {name!r}: give a YAML file or one of {', '.join(names(kind))}")
 
 
 def read(name: str, overrides: list[str], model: type[BaseModel]):

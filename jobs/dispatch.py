@@ -10,9 +10,10 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
-from jobs import world
+from jobs import interrupt, world
 from jobs.attempt import Watch, attempt
 from jobs.config import Config
+from jobs.gang import Gang
 from jobs.unit import Unit
 
 
@@ -25,11 +26,21 @@ class Outcome:
     error: str = ""
 
 
+def backend_of(name: str):
+    """The class behind `--on NAME`: a context manager made of a Config, whose `run(url, config, units, watch)` yields outcomes as they come."""
+    if name == "ray":
+        from jobs.actors import Actors
+
+        return Actors
+    return Local
+
+
 class Local:
     """Attempts on this machine: one after the other in this process, or `execution.workers` side by side, each a process that keeps its models loaded."""
 
-    def __init__(self, config: Config):
-        self._pool = None
+    def __init__(self, config: Config, gang: Gang | None = None):
+        """`gang`: the machines that units of several ranks run on, of which this is the leader; else all ranks run here."""
+        self._pool, self._gang = None, gang
         if config.execution.workers > 1:
             spawn = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(
@@ -46,13 +57,14 @@ class Local:
         if self._pool:
             self._pool.shutdown(cancel_futures=True)
 
-    def run(self, url: str, config: Config, units: list[Unit], watch: Watch) -> Iterator[Outcome]:
+    def run(self, url: str, config: Config, units: list[Unit], watch: Watch | None = None) -> Iterator[Outcome]:
         """Attempt every unit; outcomes as they come. A worker that dies (out of memory, killed) raises: the same command resumes."""
         if not self._pool or len(units) == 1:
             for unit in units:
-                yield _outcome(url, config, unit, watch)
+                interrupt.check()
+                yield outcome(url, config, unit, watch, self._gang)
             return
-        futures = [self._pool.submit(_outcome, url, config, unit) for unit in units]
+        futures = [self._pool.submit(outcome, url, config, unit) for unit in units]
         try:
             for future in as_completed(futures):
                 yield future.result()
@@ -62,9 +74,10 @@ class Local:
             ) from None
 
 
-def _outcome(url: str, config: Config, unit: Unit, watch: Watch | None = None) -> Outcome:
+def outcome(url: str, config: Config, unit: Unit, watch: Watch | None = None, gang: Gang | None = None) -> Outcome:
+    """An attempt here, its error a word in the outcome."""
     try:
-        return Outcome(unit, attempt(url, config, unit, watch))
+        return Outcome(unit, attempt(url, config, unit, watch, gang))
     except Exception as error:
         return Outcome(unit, "failed", f"{type(error).__name__}: {error}")
 

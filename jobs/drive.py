@@ -6,7 +6,7 @@ import json
 import time
 
 from jobs import plan
-from jobs.dispatch import Local, Outcome
+from jobs.dispatch import Outcome, backend_of
 from jobs.plan import Run
 from jobs.stages import STAGES
 from jobs.unit import Unit
@@ -43,13 +43,14 @@ def frontier(run: Run) -> tuple[str, list[Unit]] | None:
     return (stage, pending) if pending else None
 
 
-def drive(run: Run, *, reuse: str | None = None, only: str | None = None, show: Show | None = None):
-    """Work until the run is complete, or until stage `only` is. Failed if units fail."""
+def drive(run: Run, *, on: str = "local", reuse: str | None = None, only: str | None = None, show: Show | None = None):
+    """Work until the run is complete, or until stage `only` is, on this machine or on the Ray cluster around it (`on`: local | ray). Failed if
+    units fail."""
     from jobs import rounds  # pandas
 
     show = show or Show()
-    with Local(run.config) as backend:
-        while (work := frontier(run)) and (only is None or _reaches(work[0], only)):
+    with backend_of(on)(run.config) as backend:
+        while (work := frontier(run)) and (only is None or reaches(work[0], only)):
             stage, pending = work
             if stage == "train" and (scopes := rounds.waiting(run)):
                 raise plan.PlanError(
@@ -72,7 +73,7 @@ def drive(run: Run, *, reuse: str | None = None, only: str | None = None, show: 
     publish(run)
 
 
-def _reaches(stage: str, only: str) -> bool:
+def reaches(stage: str, only: str) -> bool:
     """Whether `stage` has to be done for stage `only` to be. Generation is done when labels say so."""
     order = [s.NAME for s in STAGES]
     return order.index(stage) <= order.index("label" if only == "generate" else only)

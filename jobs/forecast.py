@@ -16,6 +16,7 @@ from jobs import models, rates, status
 from jobs.config import Config, ConfigError
 from jobs.plan import Run
 from vhs.measure import CLASSES
+from vhs.settings import Classifier, DreamBooth
 
 
 @dataclass(frozen=True)
@@ -223,7 +224,7 @@ def _memory(config: Config, diffusion: rates.Diffusion | None, network: rates.Ne
         all_m = unet.parameters_m + diffusion.rest_m
         for stage, batch in (("priors", config.priors.batch), ("generate", config.generation.batch)):
             found[stage] = rates.PROCESS_GB + all_m * 4e-3 + batch * area * unet.activations_gb / 8
-        state = 0 if settings.lora_rank else 12 if settings.optimizer == "adamw" else 6  # bytes a weight beside itself: gradient, averages
+        state = 0 if settings.lora_rank else _state_bytes(settings) if settings.optimizer == "adamw" else 6
         half = 0.5 if settings.mixed_precision != "no" else 1
         images = settings.batch * (2 if settings.prior_loss_weight else 1) * half / (4 if settings.gradient_checkpointing else 1)
         found["dreambooth"] = rates.PROCESS_GB + (all_m * 4 + unet.parameters_m * state) * 1e-3 + images * area * unet.activations_gb
@@ -231,9 +232,14 @@ def _memory(config: Config, diffusion: rates.Diffusion | None, network: rates.Ne
         half = 0.5 if config.classifier.mixed_precision != "no" else 1
         kept = 1 if config.classifier.unfreeze == "all" else 0.3  # a frozen body keeps no activations
         images = config.classifier.batch * network.at(config.classifier.size_px) * network.activations_gb * kept
-        found["train"] = rates.PROCESS_GB + network.parameters_m * 16e-3 + images * half
+        found["train"] = rates.PROCESS_GB + network.parameters_m * (4 + _state_bytes(config.classifier)) * 1e-3 + images * half
         found["evaluate"] = rates.PROCESS_GB + network.parameters_m * 4e-3 + images / 8
     return found | {"labeller": rates.PROCESS_GB, "label": rates.PROCESS_GB}
+
+
+def _state_bytes(settings: DreamBooth | Classifier) -> float:
+    """What a rank keeps in training of each weight beside itself: gradient, Adam's averages, and where they are shared out, another copy of it."""
+    return 16 / settings.ranks if settings.sharding else 12
 
 
 def _measured(run: Run, machine: rates.Machine) -> tuple[float, dict[str, float], dict[str, float], float]:

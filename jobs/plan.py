@@ -106,13 +106,15 @@ class Run:
         science = self.config.science
         return {key: reduce(dict.__getitem__, key.split("."), science) for key in keys}
 
-    def unit(self, stage: str, path: str, inputs: dict[str, list[str]], *, params: dict | None = None, ranks: int = 1) -> Unit:
+    def unit(
+        self, stage: str, path: str, inputs: dict[str, list[str]], *, params: dict | None = None, ranks: int = 1, apart: bool = False
+    ) -> Unit:  # fmt: skip
         """A unit of `stage` whose inputs are the committed markers at the given paths."""
         from jobs.stages import BY_NAME
 
         module = BY_NAME[stage]
         hashed = {role: tuple((path, self.marker(path).sha256) for path in paths) for role, paths in inputs.items()}
-        return Unit(stage, path, module.KIND, self.science(module.SCIENCE), params or {}, hashed, ranks)
+        return Unit(stage, path, module.KIND, self.science(module.SCIENCE), params or {}, hashed, ranks, apart)
 
     def freeze(self, path: str, value: Callable[[], object], window: str | None = None):
         """The JSON value at `path`, computed by the first who asks and the same for everyone after. Read only: what would be committed."""
@@ -211,3 +213,11 @@ def adopt(run: Run, units: list[Unit], other: str) -> int:
         for name in [*names, unit.marker]:
             run.storage.commit(name, source.local(name))
     return len(finished)
+
+
+def adopt_all(run: Run, other: str):
+    """Copy what the run at `other` has finished of this one's work, stage after stage, as far as that goes."""
+    from jobs.drive import frontier
+
+    while (work := frontier(run)) and adopt(run, work[1], other):
+        run.refresh()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from jobs import failures
+from jobs.failures import Failure
 from jobs.plan import Run
 from jobs.stages import STAGES
 from jobs.unit import Unit
@@ -33,7 +35,7 @@ def status(run: Run) -> list[StageStatus]:
 def _of(run: Run, name: str, units: list[Unit]) -> StageStatus:
     left = [unit for unit in units if not run.done(unit)]
     running = [(unit.path, beat) for unit in left for beat in _beats(run, unit.identity)]
-    failed = [unit.path for unit in left if f"state/failures/{unit.identity}.txt" in run.names]
+    failed = [unit.path for unit in left if f"state/failures/{unit.identity}.json" in run.names]
     return StageStatus(name, len(units) - len(left), len(units), running, failed)
 
 
@@ -43,6 +45,19 @@ def _beats(run: Run, identity: str) -> list[dict]:
         return [json.loads(run.storage.read(names[-1]))] if names else []
     except FileNotFoundError:  # finished since the listing
         return []
+
+
+def failed(run: Run) -> list[Failure]:
+    """What is known of every unit whose last try failed and that is not done, by reason."""
+    names = [name for name in run.names if name.startswith("state/failures/")]
+    found = [failures.read(run.storage, name.rpartition("/")[2].removesuffix(".json")) for name in names]
+    return sorted((failure for failure in found if failure), key=lambda failure: (failure.reason, failure.unit))
+
+
+def log_of(run: Run, failure: Failure) -> str:
+    """What the job said in which a unit failed, the end of it; "" where it was no job of SLURM's, or its log is gone."""
+    logs = [name for name in run.names if failure.job and name.startswith("state/slurm/") and name.endswith(f"/{failure.job}_0_log.out")]
+    return run.storage.read(logs[-1])[-4000:].decode(errors="replace") if logs else ""
 
 
 @dataclass(frozen=True)

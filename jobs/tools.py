@@ -141,6 +141,21 @@ def fetch(
     )
 
 
+@app.command("cluster-env")
+def cluster_env(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A site: a file of configs/clusters without .yaml, or the path of one.")],
+    stage: Annotated[str, typer.Option(help="Whose resources: a stage, or driver, the small job that drives a run.")] = "driver",
+    ranks: Annotated[int, typer.Option(help="Ranks of one of its units; each task on a node does such units.")] = 1,
+):
+    """A site's file as shell exports: SBATCH_*, and VHS_* for what sbatch has no variable for. slurm/env.sh sources it.
+
+    Example: eval "$(vhs cluster-env example --stage train --ranks 4)"
+    """
+    from jobs import site
+
+    print("\n".join(site.cluster_env(name, stage, ranks)))
+
+
 @app.command()
 def pretrain(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="base, which comes with vhs, or a YAML file like it.")],

@@ -43,6 +43,7 @@ class Unit:
     params: dict
     inputs: dict[str, tuple[tuple[str, str], ...]]
     ranks: int = 1
+    apart: bool = False  # in processes of their own even if it is one: its libraries leave a process other than they found it
 
     @cached_property
     def identity(self) -> str:

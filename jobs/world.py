@@ -11,6 +11,9 @@ import os
 import platform
 import signal
 from collections.abc import Callable
+from dataclasses import dataclass
+
+from jobs import interrupt
 
 QUIET = {
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -19,12 +22,23 @@ QUIET = {
 }  # idle OpenMP threads that spin slow a busy machine 5-fold
 
 
+MEET_S = 600  # for every machine of a launch to come
+_talk = None  # the process group for words between ranks
+
+
 def rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
 def size() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def machines() -> tuple[int, int, str]:
+    """(how many machines this job has, which of them this is, a name for this start of the job): as SLURM says, else (1, 0, "")."""
+    get = os.environ.get
+    name = f"slurm-{get('SLURM_JOB_ID', '')}-{get('SLURM_RESTART_COUNT', '0')}" if "SLURM_JOB_ID" in os.environ else ""
+    return int(get("SLURM_STEP_NUM_NODES", 1)), int(get("SLURM_NODEID", 0)), name
 
 
 def set_environment(threads: int):
@@ -85,42 +99,118 @@ def _cpuinfo() -> list[str]:
         return []
 
 
-def accelerator(wanted: str, mixed_precision: str = "no"):
-    """A fresh Accelerator for this rank: DDP over gloo on CPUs, NCCL on GPUs."""
+def accelerator(wanted: str, mixed_precision: str = "no", sharding: dict | None = None):
+    """A fresh Accelerator for this rank, over gloo on CPUs, NCCL on GPUs: for DDP, or with `sharding`, a DeepSpeed configuration, for ZeRO."""
     from accelerate import Accelerator, InitProcessGroupKwargs
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(
         reset_partial_state=size() == 1
     )  # stages of one process differ in precision; the state is a process-wide singleton
-    cpu = device(wanted).type == "cpu"
-    group = [InitProcessGroupKwargs(backend="gloo" if cpu else "nccl")] if size() > 1 else []
+    place = device(wanted)
+    cpu = place.type == "cpu"
+    os.environ["DS_ACCELERATOR"] = place.type  # accelerate imports DeepSpeed to compare classes; it would say that it looks for GPUs
+    group = [InitProcessGroupKwargs(backend="gloo" if cpu else "nccl")] if size() > 1 or sharding else []
+    if sharding:
+        return _sharding_accelerator(place, mixed_precision, sharding, group)
     return Accelerator(cpu=cpu, mixed_precision=mixed_precision, kwargs_handlers=group)
 
 
-def launch(ranks: int, function: Callable, *arguments):
-    """Run `function(*arguments)` in `ranks` processes of this machine that know each other -> what it returned on rank 0; an error in one ends all
-    and is raised here."""
+def _sharding_accelerator(place, mixed_precision: str, sharding: dict, group: list):
+    """RuntimeError where accelerate would give something else, which it does without a word."""
+    import logging
+    import warnings
+
+    import torch
+
+    if "LOCAL_RANK" not in os.environ:
+        raise RuntimeError("DeepSpeed needs a launched rank, even if it is the only one, and this process is none: start it by world.launch")
+    if place.type == "cpu" and torch.cuda.is_available():
+        raise RuntimeError("execution.device = cpu, but DeepSpeed takes the GPUs it sees: hide them (CUDA_VISIBLE_DEVICES=) or set execution.device=cuda")
+    if place.type == "cuda":
+        os.environ["LOCAL_RANK"] = str(place.index)  # DeepSpeed takes cuda:LOCAL_RANK, and some launchers show a rank no GPU but its own
+    import deepspeed
+    from accelerate import Accelerator, DeepSpeedPlugin
+    from accelerate.utils import DistributedType
+    from transformers.integrations import unset_hf_deepspeed_config
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # one display a run: ours
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+_tensor` is deprecated", FutureWarning)  # it calls them
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else its start compiles for minutes; gloo does without
+    if mixed_precision == "bf16":  # as DDP has it: float32 weights and gradients, products in half precision
+        sharding = sharding | {"torch_autocast": {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}}
+    made = Accelerator(deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=sharding), kwargs_handlers=group)
+    if made.distributed_type != DistributedType.DEEPSPEED:
+        raise RuntimeError(
+            f"ZeRO was asked for and accelerate gives {made.distributed_type.value}: unset ACCELERATE_USE_CPU "
+            f"(it is {os.environ.get('ACCELERATE_USE_CPU', 'unset')})"
+        )
+    unset_hf_deepspeed_config()  # accelerate tells transformers and diffusers to load and average models in shares: ours are whole until then
+    return made
+
+
+@dataclass(frozen=True)
+class Place:
+    """This machine among those that share a launch: number `node` of `nodes`; the ranks meet at the first, `host`:`port`."""
+
+    nodes: int = 1
+    node: int = 0
+    host: str = "localhost"
+    port: int = 0
+
+
+def launch(ranks: int, function: Callable, *arguments, place: Place = Place()):
+    """Run `function(*arguments)` in `ranks` processes that know each other, this machine's part of them here -> what it returned on rank 0 (None
+    on a machine without it); an error in one ends all of a machine and is raised here as RuntimeError.
+
+    The one place where processes meet: every backend ends here. Ranks are numbered machine after machine.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGINT,SIGUSR2"  # handed on to the ranks, which save and stop; killed after 30 s
+
+    alone = place.nodes == 1  # then torch finds a free port itself
     config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=ranks,
-        run_id=str(os.getpid()),
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
+        min_nodes=place.nodes,
+        max_nodes=place.nodes,
+        nproc_per_node=ranks // place.nodes,
+        run_id=str(os.getpid()) if alone else f"{place.host}:{place.port}",
+        rdzv_backend="c10d" if alone else "static",
+        rdzv_endpoint=f"{place.host}:{place.port}",
+        rdzv_configs={} if alone else {"rank": place.node, "timeout": MEET_S},
         max_restarts=0,
         start_method="spawn",
-        local_addr="localhost",
+        local_addr="localhost" if alone else None,
     )
     try:
-        return elastic_launch(config, _as_rank)(os.getpid(), function, *arguments)[0]
+        return elastic_launch(config, _as_rank)(os.getpid(), function, *arguments).get(0)
+    except SignalException as error:
+        if error.sigval == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        raise interrupt.Interrupted(error.sigval.name) from None
     except ChildFailedError as error:
+        interrupt.check()
         first, failure = error.get_first_failure()
         message = failure.message["message"] if isinstance(failure.message, dict) else failure.message
         raise RuntimeError(f"rank {first} of {ranks}: {message} (exit {failure.exitcode})") from error
+    finally:
+        interrupt.listen_again()
+
+
+def on_any_rank(flag: bool) -> bool:
+    """Whether `flag` is true on any rank; every rank asks at the same point."""
+    if size() == 1:
+        return flag
+    import torch
+    from torch import distributed
+
+    global _talk
+    _talk = _talk or distributed.new_group(backend="gloo")  # a word between processes, whatever carries the gradients
+    word = torch.tensor(int(flag))
+    distributed.all_reduce(word, distributed.ReduceOp.MAX, group=_talk)
+    return bool(word)
 
 
 def _as_rank(parent: int, function: Callable, *arguments):
@@ -128,6 +218,7 @@ def _as_rank(parent: int, function: Callable, *arguments):
     from torch.distributed.elastic.multiprocessing.errors import record
 
     end_with(parent)
+    interrupt.listen()
     return record(function)(*arguments)
 
 

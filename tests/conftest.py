@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from cluster import cluster  # noqa: F401  the fixture, for every test
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("VHS_TEST_DATA", ROOT.parent / "shared" / "data"))

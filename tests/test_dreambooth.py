@@ -150,7 +150,7 @@ def test_two_batches_of_a_step_weigh_as_one(base):
     assert seen == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0), (2, 1)]
     _, single = train(base, steps=1)
     parts = diffusion.Components(**vars(copy.deepcopy(base)))
-    losses_of = dreambooth._Losses(parts, PRIORS, settings(), Accelerator(cpu=True))
+    losses_of = dreambooth._Losses(parts, PRIORS, settings(), Accelerator(cpu=True), lambda compute: compute())
     both = [losses_of(batch, number)[0].item() for number, batch in enumerate(itertools.islice(batches(0, 0), 2))]
     assert both[0] == pytest.approx(single.metrics[0]["instance_loss"], rel=1e-5)
     assert record.metrics[0]["instance_loss"] == pytest.approx(np.mean(both), rel=1e-5)
@@ -202,7 +202,7 @@ def test_the_sum_over_ranks_of_weighted_losses_is_the_mean_of_the_global_batch(b
     each = lambda latents, *_: latents.mean((1, 2, 3)) ** 2  # noqa: E731  noise differs between splits, so take a loss without any
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(diffusion, "denoising_loss", lambda components, *rest: each(*rest))
-        step_loss = dreambooth._Losses(parts, PRIORS, options, Accelerator(cpu=True))
+        step_loss = dreambooth._Losses(parts, PRIORS, options, Accelerator(cpu=True), lambda compute: compute())
         batch = next(batches(0, 0))
         rows = ("image", "key", "prompt", "weight")
         halves = [batch | {name: batch[name][half] for name in rows} for half in (slice(0, 3), slice(3, 4))]

@@ -74,7 +74,7 @@ def _step() -> dict:
 
     class Count(Silent):
         def step(self, step, total, metrics, capture):
-            self.trained = sum(tensor.numel() for tensor in capture()["unet"].values())
+            self.trained = sum(tensor.numel() for tensor in capture()["network"].values())
 
     settings = DreamBooth(steps=1, batch=1, lora_rank=16, learning_rate=1e-3, gradient_checkpointing=True, prompt_dropout=0)
     progress = Count()

@@ -24,7 +24,10 @@ class Progress(Protocol):
         ...
 
     def step(self, step: int, total: int, metrics: dict[str, float], capture: Callable[[], dict]) -> None:
-        """Called on every rank after step `step` (from 1) of `total`; may raise to stop the loop. `capture` costs a copy: only to save."""
+        """Called on every rank after step `step` (from 1) of `total`; may raise to stop the loop.
+
+        `capture` costs a copy: only to save, and then on every rank, for each may hold a share of the state. It returns the whole on rank 0.
+        """
         ...
 
 

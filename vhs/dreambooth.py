@@ -56,24 +56,26 @@ def train(
     trainable, curve, done = Trainable(components, settings, accelerator), Curve(settings.steps), 0
 
     def capture() -> dict:
-        return {"step": done, "curve": curve.state_dict(), **trainable.state_dict()}
+        state = trainable.state_dict()
+        return state and {"step": done, "curve": curve.state_dict(), **state}
 
     if state := progress.resume():
         trainable.load_state_dict(state)
         curve.load_state_dict(state["curve"])
         done = state["step"]
-    losses_of = _Losses(trainable.components, priors, settings, accelerator)
+    losses_of = _Losses(trainable.components, priors, settings, accelerator, trainable.engine.network)
     stream = _endless(batches, done * settings.gradient_accumulation, batches_per_epoch)
     while done < settings.steps:
-        losses = _gradients(losses_of, stream, done, trainable, settings, accelerator)
+        losses = _gradients(losses_of, stream, done, trainable, settings)
         figures = _figures(losses, done, settings, accelerator)
         trainable.step(figures["learning_rate"])
         done += 1
         curve.add(done, figures)
         progress.step(done, settings.steps, figures, capture)
-        if show and show_steps and done % show_steps == 0 and accelerator.is_main_process:
-            with trainable.as_they_would_leave() as model:
-                show(done, model)
+        if show and show_steps and done % show_steps == 0:
+            with trainable.as_they_would_leave() as model:  # every rank puts its share in
+                if accelerator.is_main_process:
+                    show(done, model)
     trainable.finish()
     return curve
 
@@ -100,16 +102,14 @@ def _endless(batches: Batches, start: int, batches_per_epoch: int) -> Iterator[d
             raise ValueError(f"epoch {epoch} ended at batch {first + count} of {batches_per_epoch}: batches_per_epoch is wrong")
 
 
-def _gradients(
-    losses_of: _Losses, stream: Iterator[dict], step: int, trainable: Trainable, settings: DreamBooth, accelerator: Accelerator
-) -> torch.Tensor:
+def _gradients(losses_of: _Losses, stream: Iterator[dict], step: int, trainable: Trainable, settings: DreamBooth) -> torch.Tensor:
     """Leaves the gradients of a step in the networks -> its [instance loss, prior loss] on this rank, means over the step's batches."""
     parts = settings.gradient_accumulation
     losses = []
     for part in range(parts):
-        with nullcontext() if part == parts - 1 else trainable.unsynchronised():
+        with nullcontext() if part == parts - 1 else trainable.engine.accumulating():
             instance, prior = losses_of(next(stream), step * parts + part)
-            accelerator.backward((instance + settings.prior_loss_weight * prior) / parts)
+            trainable.engine.backward((instance + settings.prior_loss_weight * prior) / parts)
         losses.append(torch.stack((instance, prior)).detach())
     return torch.stack(losses).mean(0)
 
@@ -126,10 +126,16 @@ def _figures(losses: torch.Tensor, step: int, settings: DreamBooth, accelerator:
 
 
 class _Losses:
-    """A batch's (instance loss, prior loss) on this rank, scaled so that DDP's average over the ranks is the mean over the global batch."""
+    """A batch's (instance loss, prior loss) on this rank, scaled so that the average over the ranks is the mean over the global batch.
 
-    def __init__(self, components: Components, priors: Priors, settings: DreamBooth, accelerator: Accelerator) -> None:
-        self.components, self.settings, self.accelerator = components, settings, accelerator
+    `forward(compute)` is to return `compute()`, the loss of each sample.
+    """
+
+    def __init__(
+        self, components: Components, priors: Priors, settings: DreamBooth, accelerator: Accelerator,
+        forward: Callable[[Callable[[], torch.Tensor]], torch.Tensor],
+    ) -> None:  # fmt: skip
+        self.components, self.settings, self.accelerator, self.forward = components, settings, accelerator, forward
         self.embeddings: dict[str, torch.Tensor] = {}
         self.latents: dict[str, torch.Tensor] = {}
         images, self.prior_texts = priors
@@ -148,7 +154,13 @@ class _Losses:
             texts += [self.prior_texts[i] for i in chosen.tolist()]
         noise = torch.randn(latents.shape, generator=stream).to(device)
         timesteps = torch.randint(self.components.scheduler.config.num_train_timesteps, (len(latents),), generator=stream).to(device)
-        each = diffusion.denoising_loss(self.components, latents, self._embed(texts), noise, timesteps, self.settings.min_snr_gamma)
+        embeddings = None if self.settings.train_text_encoder else self._remembered(texts)
+
+        def each_loss() -> torch.Tensor:
+            context = diffusion.embed(self.components, texts) if embeddings is None else embeddings
+            return diffusion.denoising_loss(self.components, latents, context, noise, timesteps, self.settings.min_snr_gamma)
+
+        each = self.forward(each_loss)
         instance, prior = each[: len(batch["prompt"])], each[len(batch["prompt"]) :]
         scale = self.accelerator.num_processes / batch["total"]
         return (instance * batch["weight"].to(device)).sum() * scale, prior.mean() if self.prior_count else each.new_zeros(())
@@ -161,10 +173,8 @@ class _Losses:
             self.latents[key] = diffusion.encode_images(self.components, image[None])
         return self.latents[key]
 
-    def _embed(self, texts: list[str]) -> torch.Tensor:
+    def _remembered(self, texts: list[str]) -> torch.Tensor:
         """A frozen text encoder says the same every time: each distinct prompt is embedded once."""
-        if self.settings.train_text_encoder:
-            return diffusion.embed(self.components, texts)
         if new := [text for text in dict.fromkeys(texts) if text not in self.embeddings]:
             with torch.no_grad():
                 self.embeddings.update(zip(new, diffusion.embed(self.components, new), strict=True))

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, field_validator, model_validator
 
 from vhs.measure import VIEWS
 
@@ -22,16 +22,57 @@ def _known_view(name: str) -> str:
     return name
 
 
+_HERE = Path(__file__).resolve().parent
+CONFIGS = _HERE / "configs" if (_HERE / "configs").is_dir() else _HERE.parent / "configs"  # as a wheel carries them, or the checkout's
+# what a DeepSpeed configuration can say and the section that names it says already
+_SAID_ELSEWHERE = (
+    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping", "optimizer", "scheduler",
+    "fp16", "bf16", "torch_autocast",
+)  # fmt: skip
+
+
+def _deepspeed(value: object) -> object:
+    """`none`, a file of configs/deepspeed by its name, or any other by its path -> None or the file's content, which is the science."""
+    if value in (None, "none"):
+        return None
+    if isinstance(value, str):
+        packaged = {file.stem: file for file in (CONFIGS / "deepspeed").glob("*.json")}
+        try:
+            value = json.loads(packaged.get(value, Path(value).expanduser()).read_text())
+        except (OSError, ValueError) as error:
+            raise ValueError(f"none, {', '.join(sorted(packaged))}, or a DeepSpeed configuration of your own: {value} cannot be read ({error})") from None
+    zero = value.get("zero_optimization") if isinstance(value, dict) else None
+    if not isinstance(zero, dict) or zero.get("stage") not in (2, 3):
+        raise ValueError("a DeepSpeed configuration whose zero_optimization has stage 2 or 3")
+    for key in _SAID_ELSEWHERE:
+        said = value.get(key, "auto")
+        said = said.get("enabled", said) if isinstance(said, dict) else said
+        if said != "auto" and said is not False:
+            raise ValueError(f"{key} is said by this section's own settings: leave it out of the DeepSpeed configuration, or write auto")
+    if auto := [key for key, said in zero.items() if said == "auto"]:
+        raise ValueError(f"numbers in zero_optimization: auto ({', '.join(auto)}) goes by a language model's width")
+    if "nvme" in [(zero.get(part) or {}).get("device") for part in ("offload_optimizer", "offload_param")]:
+        raise ValueError("offload to nvme is not supported: offload to cpu")
+    return {key: part for key, part in value.items() if key not in _SAID_ELSEWHERE}
+
+
 ViewName = Annotated[str, AfterValidator(_known_view)]
 Precision = Literal["float32", "float16", "bfloat16"]  # of the networks while they sample; half precision is for GPUs
 Solver = Literal["dpm++", "sde-dpm++", "pndm"]  # the second where the model is small or barely taught: it holds images to their prompt more closely
 Fraction = Field(ge=0, le=1)
+Sharding = Annotated[dict | None, BeforeValidator(_deepspeed)]  # ZeRO on the section's ranks
 
 
 class Section(BaseModel):
     """A section of the configuration: unknown keys are errors, values never change once read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _can_be_sharded(section: DreamBooth | Classifier) -> DreamBooth | Classifier:
+    if section.sharding and section.mixed_precision == "fp16":
+        raise ValueError("sharding does not go with mixed_precision fp16: take bf16 or no")
+    return section
 
 
 class Phantoms(Section):
@@ -108,6 +149,7 @@ class DreamBooth(Section):
     gradient_accumulation: int = Field(1, ge=1)  # forward passes a step
     gradient_checkpointing: bool = False  # a third more time for a fraction of the memory; changes no result
     ranks: int = Field(1, ge=1)
+    sharding: Sharding = None  # none | zero2 | zero3 | zero2_offload | zero3_offload (configs/deepspeed) | a JSON file of your own
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"  # study: 8 bits, which need a GPU
     learning_rate: float = Field(5e-5, gt=0)
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -124,6 +166,12 @@ class DreamBooth(Section):
     )  # share of instance prompts replaced by the empty prompt, so that guidance keeps its meaning
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     seed: int = 137
+
+    @model_validator(mode="after")
+    def _has_moments_to_share(self) -> DreamBooth:
+        if self.sharding and self.optimizer == "adamw_8bit":
+            raise ValueError("sharding does not go with optimizer adamw_8bit: take adamw, whose moments are shared out over the ranks")
+        return _can_be_sharded(self)
 
     @field_validator("concepts", mode="before")
     @classmethod
@@ -169,6 +217,7 @@ class Classifier(Section):
     epochs: int = Field(30, ge=1)  # over the arm's own images; real-matched and pretrain take mixed's steps
     batch: int = Field(16, ge=1)  # global
     ranks: int = Field(1, ge=1)
+    sharding: Sharding = None  # as DreamBooth's
     learning_rate: float = Field(1e-3, gt=0)
     schedule: Literal["cosine", "plateau"] = "cosine"  # plateau: ReduceLROnPlateau on the inner validation's loss, looked at every epoch
     plateau_patience: int = Field(5, ge=0)  # epochs without a better loss before the rate falls
@@ -187,6 +236,10 @@ class Classifier(Section):
     gamma: float = Field(0.2, ge=0, lt=1)  # exponent drawn in [1 - gamma, 1 / (1 - gamma)]
     randaugment: int = Field(0, ge=0, le=10)  # magnitude; 0: off (vhs/augmentation.py says what is left for grey)
     randaugment_ops: int = Field(2, ge=1)  # operations an image, each taken with probability 1/2 as timm does
+
+    @model_validator(mode="after")
+    def _can_be_sharded(self) -> Classifier:
+        return _can_be_sharded(self)
 
 
 class Report(Section):

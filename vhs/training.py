@@ -12,16 +12,18 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, gather_object
+from accelerate.utils import gather_object
 from torch import nn
 from torch.nn import functional as F
 
 from vhs import checkpoint
 from vhs.curve import Curve
+from vhs.engine import Engine, build_engine
 
 Batches = Callable[[int, int], Iterator[dict]]  # (epoch, start) -> this rank's batches of `epoch` from global batch number `start` on
 Augment = Callable[[torch.Tensor, torch.Tensor | None, torch.Generator], tuple[torch.Tensor, torch.Tensor | None]]
@@ -98,7 +100,7 @@ def fit(
     model: nn.Module, loss: Loss, batches: Batches, *, steps: int, steps_per_epoch: int, learning_rate: float, weight_decay: float,
     accelerator: Accelerator, progress: checkpoint.Progress, seed: int, augment: Augment | None = None, size_px: int | None = None,
     max_grad_norm: float = 1.0, curve: Curve | None = None, validate: Validate | None = None, plateau: dict | None = None,
-    keep_best: bool = False,
+    keep_best: bool = False, sharding: dict | None = None,
 ) -> nn.Module:  # fmt: skip
     """Train `model` for `steps` optimizer steps of AdamW and return it unwrapped, in eval mode, equal on every rank.
 
@@ -110,59 +112,56 @@ def fit(
     `validate` looks at the model after every epoch and after the last step. The learning rate follows a cosine (`learning_rate_at`), or
     with `plateau` (patience, factor: torch's ReduceLROnPlateau) stays until `validation_loss` stops falling; `keep_best` returns the
     weights of the epoch that had the least. `curve` takes down the figures: a global batch's mean loss, the learning rate, what `validate` says.
+    `sharding`: of weights and optimizer over the ranks, as vhs/engine.py has it; RuntimeError where the accelerator has another.
     """
-    model, optimizer = accelerator.prepare(model, _optimizer(model, learning_rate, weight_decay))
-    plain, curve = accelerator.unwrap_model(model), curve or Curve(steps)
-    judge = _Judge(validate, optimizer, plateau, keep_best)
-    parts = {"model": plain, "optimizer": optimizer, "curve": curve, "judge": judge}
-    parts |= {"scaler": accelerator.scaler} if accelerator.scaler else {}
-    done = _restore(parts, progress.resume())
+    curve, done = curve or Curve(steps), 0
+    optimize = partial(_optimizer, learning_rate=learning_rate, weight_decay=weight_decay)
+    engine = build_engine(model.train(), optimize, accelerator, sharding=sharding, max_grad_norm=max_grad_norm)
+    judge = _Judge(validate, engine.optimizer, plateau, keep_best)
 
     def capture() -> dict:
-        return copy.deepcopy({"step": done, **{name: part.state_dict() for name, part in parts.items()}})
+        state = engine.state_dict()
+        return state and {"step": done, "curve": curve.state_dict(), "judge": copy.deepcopy(judge.state_dict()), **state}
 
-    model.train()
+    if state := progress.resume():
+        engine.load_state_dict(state)
+        curve.load_state_dict(state["curve"])
+        judge.load_state_dict(state["judge"])
+        done = state["step"]
     while done < steps:
         epoch, start = divmod(done, steps_per_epoch)
         wanted = min(steps_per_epoch * (epoch + 1), steps)
         for batch in itertools.islice(batches(epoch, start), wanted - done):
             if plateau is None:
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate_at(done, steps, learning_rate)
+                engine.learning_rate = learning_rate_at(done, steps, learning_rate)
             draw = generator(seed, done, accelerator.process_index)
             batch = _prepared(batch, augment, draw, accelerator.device, size_px)
-            figures = {"learning_rate": optimizer.param_groups[0]["lr"]}
-            figures["loss"] = _step(model, optimizer, loss, batch, draw, accelerator, max_grad_norm)
+            figures = {"learning_rate": engine.learning_rate, "loss": _step(engine, loss, batch, draw, accelerator)}
             done += 1
             if not math.isfinite(figures["loss"]):
                 what = f"the loss became {figures['loss']} at step {done} of {steps}"
                 raise FloatingPointError(f"{what}: lower the learning rate of {learning_rate:g}")
-            curve.add(done, figures, judge(plain) if done == wanted else {})
+            curve.add(done, figures, judge(engine) if done == wanted else {})
             progress.step(done, steps, figures, capture)
         if done < wanted:
             raise ValueError(f"epoch {epoch} ended at batch {done % steps_per_epoch} of its {steps_per_epoch}: steps_per_epoch is wrong")
 
-    _share_buffers(plain)
+    model = engine.finish()
     if judge.best is not None:
-        plain.load_state_dict(judge.best)
-    return plain.eval()
+        model.load_state_dict(judge.best)
+    return model.eval()
 
 
-def _step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss, batch: dict, draw: torch.Generator, accelerator: Accelerator,
-    max_grad_norm: float,
-) -> float:  # fmt: skip
+def _step(engine: Engine, loss: Loss, batch: dict, draw: torch.Generator, accelerator: Accelerator) -> float:
     """One optimizer step; returns the global batch's mean loss."""
     cuda = [accelerator.device] if accelerator.device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda), accelerator.autocast():
         torch.manual_seed(int(torch.randint(2**62, (1,), generator=draw)))  # timm's dropout layers ask the global generator
-        each = loss(model, batch, draw)
+        each = loss(engine.network, batch, draw)
         # DDP averages over ranks: its mean of (ranks x share) is the sum of the shares
         mean = (each * batch["weight"]).sum() / batch["total"] * accelerator.num_processes
-    accelerator.backward(mean)
-    accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
-    optimizer.step()
-    optimizer.zero_grad()
+    engine.backward(mean)
+    engine.step()
     return float(accelerator.reduce(mean.detach(), reduction="mean"))
 
 
@@ -176,16 +175,16 @@ class _Judge:
         self._scheduler = None if plateau is None else torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, **plateau)
         self._least, self.best = math.inf, None
 
-    def __call__(self, model: nn.Module) -> dict[str, float]:
+    def __call__(self, engine: Engine) -> dict[str, float]:
         if self._validate is None:
             return {}
-        _share_buffers(model)
-        figures = self._validate(model)
-        model.train()
-        if self._scheduler:
-            self._scheduler.step(figures["validation_loss"])
-        if self._keep_best and figures["validation_loss"] < self._least:
-            self._least, self.best = figures["validation_loss"], copy.deepcopy(model.state_dict())
+        with engine.showing() as model:
+            figures = self._validate(model)
+            model.train()
+            if self._scheduler:
+                self._scheduler.step(figures["validation_loss"])
+            if self._keep_best and figures["validation_loss"] < self._least:
+                self._least, self.best = figures["validation_loss"], copy.deepcopy(model.state_dict())
         return figures
 
     def state_dict(self) -> dict:
@@ -195,21 +194,6 @@ class _Judge:
         if self._scheduler:
             self._scheduler.load_state_dict(state["scheduler"])
         self._least, self.best = state["least"], state["best"]
-
-
-def _share_buffers(model: nn.Module) -> None:
-    """Rank 0's buffers on every rank: batch-norm statistics are each rank's own, and one model is judged and leaves."""
-    for buffer in model.buffers():
-        buffer.copy_(broadcast(buffer.clone(), from_process=0))
-
-
-def _restore(parts: dict, state: dict | None) -> int:
-    """Load the captured `state` into the loop's `parts`; -> the step it was captured after."""
-    if state is None:
-        return 0
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
-    return state["step"]
 
 
 @torch.no_grad()  # not inference_mode: what it moves to the device would be lost to training, which goes on after a validation

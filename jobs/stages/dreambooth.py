@@ -19,7 +19,14 @@ def units(run) -> list[Unit]:
     # what counts as one film decides whose patients the user's own class images are
     alike = {"duplicate_bits": run.config.split.duplicate_bits} if any(concept.class_data_dir for concept in settings.concepts) else {}
     return [
-        run.unit(NAME, f"{FOLDER}/{scope}", inputs, params={"scope": scope, "base": base, **alike}, ranks=settings.ranks)
+        run.unit(
+            NAME,
+            f"{FOLDER}/{scope}",
+            inputs,
+            params={"scope": scope, "base": base, **alike},
+            ranks=settings.ranks,
+            apart=bool(settings.sharding),
+        )
         for scope in run.scopes
     ]
 
@@ -48,12 +55,13 @@ def work(config, inputs, output) -> Files:
         (batches.load_images(inputs.storage, priors), priors.prompt.tolist()),
         settings,
         batches_per_epoch=epochs.steps,
-        accelerator=world.accelerator(config.execution.device, settings.mixed_precision),
+        accelerator=world.accelerator(config.execution.device, settings.mixed_precision, settings.sharding),
         progress=output.progress,
         show=_samples(config, rows, output.logbook),
         show_steps=config.execution.sample_steps,
     )
-    diffusion.save(components, output.folder)
+    if world.rank() == 0:  # whose folder counts; on the other ranks transformers saves nothing
+        diffusion.save(components, output.folder)
     curve.save(output.folder)
     seen = lineage.seen(pd.concat([rows[["key", "patient"]], own]), models.seen(models.base(config)))
     (output.folder / "lineage.json").write_text(json.dumps(seen, indent=1))

@@ -60,6 +60,7 @@ def _unit(run, arm: str, scope: str, seed: int) -> Unit:
         inputs,
         params={"arm": arm, "scope": scope, "seed": seed, **models.classifier(run.config)},
         ranks=run.config.classifier.ranks,
+        apart=bool(run.config.classifier.sharding),
     )
 
 
@@ -83,7 +84,7 @@ def work(config, inputs, output) -> Files:
     steps = settings.epochs * epochs.steps
     counts = np.bincount(draw.rows.label.to_numpy()[draw.order(0)], minlength=len(CLASSES))
     weights = training.balanced_weights(counts) if settings.class_weights == "balanced" else None
-    accelerator = world.accelerator(config.execution.device, settings.mixed_precision)
+    accelerator = world.accelerator(config.execution.device, settings.mixed_precision, settings.sharding)
     inner = batches.Epochs(inputs.storage, scope.inner, settings.batch, lambda epoch: np.arange(len(scope.inner)))
     truth = dict(zip(scope.inner.key, scope.inner.label, strict=True))
     seed, curve = inputs.params["seed"], Curve(steps)
@@ -104,6 +105,7 @@ def work(config, inputs, output) -> Files:
         validate=training.inner_validation(lambda: inner(0, 0), truth, accelerator, settings.size_px),
         plateau={"patience": settings.plateau_patience, "factor": settings.plateau_factor} if settings.schedule == "plateau" else None,
         keep_best=settings.keep == "best_inner",
+        sharding=settings.sharding,
     )
     save_classifier(model, settings, output.folder)
     curve.save(output.folder)

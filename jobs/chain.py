@@ -1,0 +1,157 @@
+"""`vhs run --on slurm`: the whole run as a chain of job arrays, submitted at once through submitit. The run's folder stays the only state.
+
+A link is one array: of a stage, or of a stage in one round of generation. It starts when the link before has ended, however that ended (afterany):
+what counts is not how a job left but which markers there are. So every job asks the run itself what is to be done, up to its own link: first its
+share, then what others left. Links of rounds that turn out not to be needed find nothing to do and end. A submission again names only what is missing.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import math
+import signal
+import subprocess
+import time
+from dataclasses import dataclass
+
+from jobs import failures, interrupt, share, world
+from jobs.drive import frontier
+from jobs.plan import Run, reopen
+from jobs.share import ORDER, ROUNDED, Link
+from jobs.site import Site, forget_allocation
+
+
+def links(run: Run, until: str = ORDER[-1]) -> list[Link]:
+    """The arrays that bring `run` from where it is through stage `until`, in order."""
+    from jobs.forecast import forecast, sizes
+
+    if not (work := frontier(run)):
+        return []
+    now, pending = work
+    expected = {row.stage: row.units for row in forecast(run.config, sizes(run.config, run)).rows}
+    listed = share.rounds_begun(run)
+    chain = [Link(stage, 0, expected[stage], _ranks(run, stage)) for stage in ORDER if stage not in ROUNDED]
+    at = next(n for n, link in enumerate(chain) if ORDER.index(link.stage) > ORDER.index("label"))
+    a_round = [Link(stage, n, _units_a_round(run), 1) for n in range(run.config.generation.max_rounds) for stage in ROUNDED]
+    chain[at:at] = a_round
+    first = Link(now, max(0, listed - 1) if now in ROUNDED else 0, len(pending), max(unit.ranks for unit in pending))
+    here = next(n for n, link in enumerate(chain) if (link.stage, link.round) == (first.stage, first.round))
+    return [link for link in [first, *chain[here + 1 :]] if ORDER.index(link.stage) <= ORDER.index("label" if until == "generate" else until)]
+
+
+def _ranks(run: Run, stage: str) -> int:
+    config = run.config
+    settings = {"labeller": config.labeller, "dreambooth": config.dreambooth, "train": config.classifier, "evaluate": config.classifier}
+    return settings[stage].ranks if stage in settings else 1
+
+
+def _units_a_round(run: Run) -> int:
+    from jobs.forecast import sizes
+    from vhs.measure import CLASSES
+
+    strata = len(CLASSES) * (sizes(run.config, run).sources if run.config.generation.by_source else 1)
+    return len(run.scopes) * strata * run.config.generation.round_units
+
+
+@dataclass(frozen=True)
+class Job:
+    """What submitit pickles: values alone, no state. Element `index` of the `count` of a link's array."""
+
+    url: str
+    scope: str | None
+    link: Link
+    index: int
+    count: int
+
+    def __call__(self):
+        """Do the share. Asked by USR2, a job is queued again once its work is saved, as often as the site allows; TERM ends it."""
+        again = signal.getsignal(signal.SIGUSR2)  # submitit's: asks `checkpoint` and requeues
+        interrupt.listen()
+        run = reopen(self.url)
+        run.only_scope = self.scope
+        world.set_environment(run.config.threads)
+        try:
+            share.work(run, self.link, self.index, self.count, world.machines())
+        except interrupt.Interrupted:
+            if interrupt.asked_by == signal.SIGUSR2:
+                again(signal.SIGUSR2, None)
+            raise
+
+    def checkpoint(self, *_):
+        """What a job that is queued again does: the same, for the run knows how far it is."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def submit(run: Run, cluster: str, until: str = ORDER[-1]) -> dict:
+    """Hand what is missing of `run`, through stage `until`, to SLURM, as `cluster` (jobs/site.py) says -> the record that is kept in
+    state/submissions: when_s, cluster, log (a folder), jobs [{id, link}]. RuntimeError where sbatch refuses; then nothing stays submitted."""
+    from submitit import SlurmExecutor
+    from submitit.core.utils import FailedJobError
+
+    forget_allocation()
+    site, jobs, after = Site.load(cluster), [], []
+    stamp = f"{time.time_ns()}"  # a folder of its own: another cluster would give the same job numbers, and submitit take old results for new
+    folder = run.storage.root / "state" / "slurm" / stamp
+    folder.mkdir(parents=True, mode=0o700)
+    for _, units in run.named():
+        for unit in units:
+            failures.forget(run.storage, unit.identity)  # somebody starts it afresh: earlier tries do not count
+    for link in links(run, until):
+        resources = site.resources(link.stage)
+        options = resources.sbatch(link.ranks)
+        more = {**options.pop("additional_parameters", {}), **({"dependency": "afterany:" + ":".join(after)} if after else {}), "requeue": True}
+        executor = SlurmExecutor(folder / link.name, max_num_timeout=site.max_requeues, python=site.command)
+        executor.update_parameters(
+            **options, job_name=f"vhs-{run.config.name}-{link.name}".replace("/", "-"), comment=run.storage.url, setup=site.lines,
+            signal_delay_s=resources.signal_s, array_parallelism=resources.max_jobs, stderr_to_stdout=True, additional_parameters=more,
+        )  # fmt: skip
+        count = max(1, math.ceil(link.units / resources.units_per_job))
+        work = [Job(run.storage.url, run.only_scope, link, n, count) for n in range(count)]
+        after = []
+        for start in range(0, count, site.max_array):
+            try:
+                with executor.batch():
+                    submitted = [executor.submit(job) for job in work[start : start + site.max_array]]
+            except FailedJobError as error:
+                _cancel([job["id"] for job in jobs])
+                raise RuntimeError(f"sbatch refused the jobs of {link.name}, and those before are taken back: {error}") from error
+            jobs += [{"id": job.job_id, "link": link.name} for job in submitted]
+            after.append(submitted[0].job_id.partition("_")[0])
+    record = {"when_s": time.time(), "cluster": cluster, "log": str(folder), "jobs": jobs}
+    run.storage.put(f"state/submissions/{stamp}.json", json.dumps(record, indent=1).encode())
+    return record
+
+
+def queued(run: Run) -> dict[str, str]:
+    """Jobs of the run that SLURM still has, waiting or at work: id -> what squeue says of it (state, and the reason to wait). They are known by
+    their comment, the run's address: numbers begin again with a new cluster."""
+    lines = [line.split() for line in _slurm("squeue", "--noheader", "--array", "--user", getpass.getuser(), "--format", "%i %T %r %k").splitlines()]
+    return {job: f"{state} {reason}" for job, state, reason, *comment in lines if comment == [run.storage.url]}
+
+
+def cancel(run: Run) -> int:
+    """Take every job of the run from SLURM -> how many it had. What was at work saves first, where it trains."""
+    waiting = sorted({job.partition("_")[0] for job in queued(run)})
+    _cancel(waiting)
+    return len(waiting)
+
+
+def _cancel(ids: list[str]):
+    if ids:
+        _slurm("scancel", *sorted({job.partition("_")[0] for job in ids}))
+
+
+def _slurm(*command: str) -> str:
+    """What one of SLURM's commands prints. RuntimeError where there is none, or it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except FileNotFoundError:
+        raise RuntimeError(f"no {command[0]} here: is this a machine that submits to SLURM?") from None
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"{command[0]} does not answer") from None
+    if done.returncode:
+        raise RuntimeError(f"{command[0]}: {(done.stderr.strip() or str(done.returncode)).splitlines()[-1]}")
+    return done.stdout

@@ -1,0 +1,157 @@
+"""Commands for a run that goes on elsewhere: hand it over, see what failed, try again, take it back."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Annotated, Optional
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as Grid
+
+from jobs import failures, world
+from jobs.console import console, drive
+from jobs.plan import PlanError
+
+app = typer.Typer()
+
+On = Annotated[str, typer.Option(help="Where units run: local; ray (RAY_ADDRESS says which); slurm (job arrays, watched).")]
+Cluster = Annotated[
+    Optional[str], typer.Option(help="With --on slurm: the site, a name of configs/clusters or a YAML file. Default: $VHS_CLUSTER.")
+]
+Detach = Annotated[bool, typer.Option("--detach", help="With --on slurm: end once everything is submitted. vhs status RUN watches.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run.")]
+UnitArgument = Annotated[Optional[str], typer.Argument(metavar="[UNIT]", help="A unit as `vhs status` names it; default: all that failed.")]
+STARTED = "state/started.json"  # on what the run was last started
+
+
+@app.command()
+def logs(run: RunArgument, unit: UnitArgument = None):
+    """What failed units said: the traceback, and the end of their job's log.
+
+    Example: vhs logs runs/mine train/mixed/split
+    """
+    from jobs.status import failed, log_of
+
+    opened = _open(run)
+    chosen = [failure for failure in failed(opened) if unit is None or failure.unit.startswith(unit)]
+    for failure in chosen:
+        Console().rule(f"{failure.unit} on {failure.node}, try {failure.tries}")
+        Console().print(failure.traceback.strip(), markup=False, highlight=False, soft_wrap=True)
+        if said := log_of(opened, failure):
+            Console().rule(f"job {failure.job}", style="dim")
+            Console().print(said.strip(), markup=False, highlight=False, soft_wrap=True)
+    if not chosen:
+        console.print(f"no unit of {run} has failed" + (f" whose name begins with {unit}" if unit else ""), soft_wrap=True)
+
+
+@app.command()
+def retry(run: RunArgument, unit: UnitArgument = None):
+    """Go on with a run as it was last started, counting the tries at what failed anew.
+
+    Example: vhs retry runs/mine generated/split/small/00003
+    """
+    from jobs.status import failed
+
+    opened = _open(run)
+    chosen = [failure for failure in failed(opened) if unit is None or failure.unit.startswith(unit)]
+    if unit and not chosen:
+        raise PlanError(f"{run}: no unit that failed has a name that begins with {unit}; vhs status {run} lists them")
+    for failure in chosen:
+        failures.forget(opened.storage, failure.identity)
+    begun = json.loads(opened.storage.read(STARTED)) if opened.storage.exists(STARTED) else {"on": "local", "cluster": None}
+    world.set_environment(opened.config.threads)
+    if begun["on"] == "slurm":
+        on_slurm(opened, begun["cluster"], detach=True)
+    else:
+        drive(opened, on=begun["on"])
+
+
+@app.command()
+def cancel(run: RunArgument):
+    """Take a run's jobs from SLURM. Nothing is lost: `vhs run` goes on.
+
+    Example: vhs cancel runs/mine
+    """
+    from jobs import chain
+
+    console.print(f"{chain.cancel(_open(run))} job arrays of {run} cancelled", soft_wrap=True)
+
+
+def _open(run: str):
+    from jobs import plan
+
+    return plan.reopen(run)
+
+
+def remember(opened, on: str, cluster: str | None):
+    """For `vhs retry`: where the run was started."""
+    opened.storage.put(STARTED, json.dumps({"on": on, "cluster": cluster}).encode())
+
+
+def say_queue(opened):
+    """What SLURM has of the run, if it was ever given anything."""
+    from collections import Counter
+
+    from jobs import chain
+
+    if opened.storage.list("state/submissions/"):
+        try:
+            states = Counter(chain.queued(opened).values())
+            said = ", ".join(f"{count} {state}" for state, count in states.most_common()) or "no job"
+        except (OSError, RuntimeError) as error:  # another machine than SLURM's, or slurmctld restarting
+            said = f"unknown ({error})"
+        Console().print(f"SLURM: {said}", markup=False, highlight=False, soft_wrap=True)
+
+
+def say_failures(opened):
+    """Failed units grouped by reason, with where and what to do."""
+    from jobs.status import failed
+
+    groups: dict[str, list] = {}
+    for failure in failed(opened):
+        groups.setdefault(failure.reason, []).append(failure)
+    if not groups:
+        return
+    grid = Grid("failed", "units", "nodes", "tries", "try again", title="what failed")
+    for reason, group in groups.items():
+        nodes, tries = sorted({failure.node for failure in group}), max(failure.tries for failure in group)
+        units = ", ".join(failure.unit for failure in group[:3]) + (f" and {len(group) - 3} more" if len(group) > 3 else "")
+        grid.add_row(escape(reason), units, ", ".join(nodes), f"{tries} of {opened.config.execution.tries}", f"vhs retry {opened.url} {group[0].unit}")
+    Console().print(grid)
+    Console().print(f"more: vhs logs {opened.url}", soft_wrap=True)
+
+
+def site(on: str, cluster: str | None) -> str | None:
+    """The site's name, where one is needed."""
+    from jobs import config as configuration
+
+    if on not in ("local", "ray", "slurm"):
+        raise configuration.ConfigError(f"--on {on}: local, ray or slurm")
+    cluster = cluster or os.environ.get("VHS_CLUSTER")
+    if on == "slurm" and not cluster:
+        raise configuration.ConfigError(f"--on slurm needs a site: --cluster NAME, one of {', '.join(configuration.names('clusters'))} or a YAML file")
+    return cluster
+
+
+def on_slurm(opened, cluster: str, detach: bool, until: str | None = None, reuse: str | None = None) -> bool:
+    """Submit what is missing, unless it is submitted already, and watch. Whether it is done."""
+    from jobs import chain, plan
+    from jobs.display import Display
+    from jobs.watch import watch
+
+    if reuse:
+        plan.adopt_all(opened, reuse)
+    if there := chain.queued(opened):
+        console.print(f"{len(there)} jobs of {opened.url} are with SLURM already: nothing is submitted", soft_wrap=True, highlight=False)
+    else:
+        record = chain.submit(opened, cluster, *([until] if until else []))
+        links = len({job["link"] for job in record["jobs"]})
+        console.print(f"{len(record['jobs'])} jobs in {links} arrays submitted to {cluster}; logs in {record['log']}", soft_wrap=True, highlight=False)
+    if detach:
+        return False
+    with Display(console) as display:
+        watch(opened, display, until)
+    return True

@@ -1,0 +1,59 @@
+"""A polite end. USR2 or TERM asks whatever is at work to save and stop; whoever started it decides what then (requeue, or nothing).
+
+A training loop stops after the step it is at, with a checkpoint. Anything else has nothing to keep and stops at once: it is done again, whole.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
+asked = threading.Event()
+asked_by: int | None = None  # the signal that asked first
+_listening, _patient = False, 0
+
+
+class Interrupted(BaseException):
+    """Somebody asked for an end. No error of the unit's: like KeyboardInterrupt it passes every `except Exception`."""
+
+
+def listen():
+    """From now on `SIGNALS` ask this process to stop. Main thread only."""
+    global _listening
+    _listening = True
+    for number in SIGNALS:
+        signal.signal(number, _ask)
+
+
+def listen_again():
+    """After a library has taken the signals for itself."""
+    if _listening:
+        listen()
+
+
+def _ask(number: int, frame):
+    global asked_by
+    asked_by = asked_by or number
+    asked.set()
+    if not _patient:
+        raise Interrupted(signal.Signals(number).name)
+
+
+def check():
+    """Interrupted, if somebody asked."""
+    if asked.is_set():
+        raise Interrupted("asked to stop")
+
+
+@contextmanager
+def patiently() -> Iterator[None]:
+    """Inside, being asked raises nothing: the code looks at `asked` where it can stop."""
+    global _patient
+    _patient += 1
+    try:
+        yield
+    finally:
+        _patient -= 1

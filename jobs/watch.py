@@ -1,0 +1,38 @@
+"""Looking on while jobs elsewhere do a run: the same display as at work, fed by markers. Ending it ends nothing else."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+
+from jobs import chain, failures
+from jobs.dispatch import Outcome
+from jobs.drive import Failed, Show, frontier, publish, reaches
+from jobs.plan import PlanError, Run
+
+LOOK_S, ASK_S, LAG_S = 2.0, 10.0, 30.0  # at markers; at SLURM's queue; what an empty queue may precede the last marker by on slow file systems
+
+
+def watch(run: Run, show: Show, until: str | None = None):
+    """Until `run` is complete, or through stage `until`. Failed, or PlanError, once no job is left that could complete it."""
+    known, asked_s, empty_since = {}, 0.0, None
+    while (work := frontier(run)) and (until is None or reaches(work[0], until)):
+        stage, pending = work
+        show.stage(stage, len(pending), len(run.units(stage)) - len(pending))
+        for unit in pending:
+            failure = failures.read(run.storage, unit.identity)
+            if failure and known.get(unit.identity) != failure:
+                known[unit.identity] = failure
+                show.outcome(Outcome(unit, "failed", f"{failure.reason} (on {failure.node}, try {failure.tries})"))
+        if time.monotonic() - asked_s > ASK_S:
+            asked_s = time.monotonic()
+            with suppress(RuntimeError):  # slurmctld restarts, a busy controller: not knowing is no end
+                empty_since = None if chain.queued(run) else empty_since or asked_s
+        if empty_since and time.monotonic() - empty_since > LAG_S:
+            failed = [Outcome(unit, "failed", known[unit.identity].reason) for unit in pending if unit.identity in known]
+            if failed:
+                raise Failed(failed, run.url)
+            raise PlanError(f"SLURM has no job of {run.url} left, and {len(pending)} units of {stage} are not done: the same command submits them again")
+        time.sleep(LOOK_S)
+        run.refresh()
+    publish(run)
