@@ -11,11 +11,10 @@ import getpass
 import json
 import math
 import signal
-import subprocess
 import time
 from dataclasses import dataclass
 
-from jobs import failures, interrupt, share, world
+from jobs import failures, interrupt, scheduler, share, world
 from jobs.drive import frontier
 from jobs.plan import Run, reopen
 from jobs.share import ORDER, ROUNDED, Link
@@ -128,7 +127,7 @@ def submit(run: Run, cluster: str, until: str = ORDER[-1]) -> dict:
 def queued(run: Run) -> dict[str, str]:
     """Jobs of the run that SLURM still has, waiting or at work: id -> what squeue says of it (state, and the reason to wait). They are known by
     their comment, the run's address: numbers begin again with a new cluster."""
-    lines = [line.split() for line in _slurm("squeue", "--noheader", "--array", "--user", getpass.getuser(), "--format", "%i %T %r %k").splitlines()]
+    lines = [line.split() for line in scheduler.ask("squeue", "--noheader", "--array", "--user", getpass.getuser(), "--format", "%i %T %r %k").splitlines()]
     return {job: f"{state} {reason}" for job, state, reason, *comment in lines if comment == [run.storage.url]}
 
 
@@ -141,17 +140,4 @@ def cancel(run: Run) -> int:
 
 def _cancel(ids: list[str]):
     if ids:
-        _slurm("scancel", *sorted({job.partition("_")[0] for job in ids}))
-
-
-def _slurm(*command: str) -> str:
-    """What one of SLURM's commands prints. RuntimeError where there is none, or it fails."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    except FileNotFoundError:
-        raise RuntimeError(f"no {command[0]} here: is this a machine that submits to SLURM?") from None
-    except subprocess.TimeoutExpired:
-        raise RuntimeError(f"{command[0]} does not answer") from None
-    if done.returncode:
-        raise RuntimeError(f"{command[0]}: {(done.stderr.strip() or str(done.returncode)).splitlines()[-1]}")
-    return done.stdout
+        scheduler.ask("scancel", *sorted({job.partition("_")[0] for job in ids}))

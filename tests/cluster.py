@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 PROGRAM = Path(__file__).resolve().parents[1] / "slurm" / "testcluster" / "cluster"
-SEARCH = os.environ["PATH"] + ":/usr/sbin:/sbin"
+SEARCH = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin"  # as a shell that activated this environment has it
 PATIENCE_S = 120  # for what takes seconds on an idle machine
 
 

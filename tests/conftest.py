@@ -69,10 +69,16 @@ def vhs(*arguments, environment: dict[str, str] | None = None, code: int | None 
 
 
 def committed(run: Path) -> dict[str, str]:
-    """Every committed file of a run with its sha256: shards, sidecars, labels, models, predictions, rounds, report."""
-    files = [file for file in sorted(run.rglob("*")) if file.is_file()]
-    names = {file.relative_to(run).as_posix(): file for file in files}
-    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in names.items() if not name.startswith(BOOKKEEPING)}
+    """Every committed file of a run with its sha256: shards, sidecars, labels, models, predictions, rounds, report.
+
+    The run may be at work: what is not committed yet is not entered, for its folders come and go.
+    """
+    files = {}
+    for folder, within, names in os.walk(run):
+        here = Path(folder).relative_to(run).as_posix() + "/"
+        within[:] = [name for name in within if f"{here}{name}/".removeprefix("./") not in BOOKKEEPING]
+        files |= {f"{here}{name}".removeprefix("./"): Path(folder, name) for name in names}
+    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in sorted(files.items())}
 
 
 def markers(run: Path) -> list[str]:
