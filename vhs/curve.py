@@ -16,6 +16,7 @@ class Curve:
 
     def __init__(self, total: int):
         self.rows: list[dict[str, float]] = []
+        self.trained_by: dict = {}  # vhs.engine's `about`
         self._total, self._every = total, -(-total // ROWS)
         self._sums: dict[str, float] = {}
         self._count = 0

@@ -54,6 +54,7 @@ def train(
     """
     _check(components, priors, settings)
     trainable, curve, done = Trainable(components, settings, accelerator), Curve(settings.steps), 0
+    curve.trained_by = trainable.engine.about()
 
     def capture() -> dict:
         state = trainable.state_dict()

@@ -59,6 +59,10 @@ class Replicated(_Rated):
         self.module = network  # what is trained
         self.network, self.optimizer = accelerator.prepare(network, optimize(network))
 
+    def about(self) -> dict:
+        """What trains, for the record: the class that has the network, how many ranks."""
+        return {"engine": type(self.network).__name__, "ranks": self._accelerator.num_processes}
+
     def accumulating(self) -> AbstractContextManager:
         """Around forward and backward passes whose gradients wait for those of a later one."""
         return self._accelerator.no_sync(self.network)
@@ -155,6 +159,13 @@ class Sharded(_Rated):
         """How many steps the moments have seen: torch counts in tensors, DeepSpeed's own Adam in plain numbers."""
         for state in self._zero.optimizer.state.values():
             state["step"] = torch.tensor(float(step)) if isinstance(self._zero.optimizer, torch.optim.AdamW) else step
+
+    def about(self) -> dict:
+        """What trains, for the record: DeepSpeed's class, how many ranks, the ZeRO stage found, the share of the moments that this rank holds."""
+        total = sum(getattr(parameter, "ds_numel", parameter.numel()) for _, parameter in trained(self.module))
+        held = sum(state["exp_avg"].numel() for state in self._zero.optimizer.state.values()) / total
+        about = {"engine": type(self._engine).__name__, "ranks": self._accelerator.num_processes}
+        return about | {"zero_stage": int(self._engine.zero_optimization_stage()), "moments_held": round(held, 3)}
 
     @contextmanager
     def accumulating(self) -> Iterator[None]:

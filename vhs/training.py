@@ -117,6 +117,7 @@ def fit(
     curve, done = curve or Curve(steps), 0
     optimize = partial(_optimizer, learning_rate=learning_rate, weight_decay=weight_decay)
     engine = build_engine(model.train(), optimize, accelerator, sharding=sharding, max_grad_norm=max_grad_norm)
+    curve.trained_by = engine.about()
     judge = _Judge(validate, engine.optimizer, plateau, keep_best)
 
     def capture() -> dict:

@@ -65,7 +65,7 @@ def work(config, inputs, output) -> Files:
     curve.save(output.folder)
     seen = lineage.seen(pd.concat([rows[["key", "patient"]], own]), models.seen(models.base(config)))
     (output.folder / "lineage.json").write_text(json.dumps(seen, indent=1))
-    return Files({"scope": inputs.params["scope"], "sources": sorted(set(rows.source)), **seen})
+    return Files({"scope": inputs.params["scope"], "sources": sorted(set(rows.source)), "trained_by": curve.trained_by, **seen})
 
 
 def _own(config, inputs, given, held_out_patients):

@@ -118,6 +118,7 @@ def work(config, inputs, output) -> Files:
             "real": draw.real,
             "generated": draw.generated,
             "steps": steps,
+            "trained_by": curve.trained_by,
             "class_prior": draw.prior,
             "class_weights": weights,
         }
