@@ -38,7 +38,8 @@ def test_work_is_handed_in_from_outside_with_its_code(cluster, reference, tmp_pa
         code.mkdir(exist_ok=True)
         copy(ROOT / name, code / name)
     (code / "jobs" / "__init__.py").write_text(f"with open({str(said)!r}, 'a') as out:\n    print(__file__, file=out)\n")
-    line = f'eval "$({sys.executable} -m jobs.cli cluster-env {SITE} --stage generate)"; sbatch --parsable --output=ray.log $VHS_SBATCH --nodes=3 "$VHS_SLURM/ray.sbatch"'
+    line = f'eval "$(python -m jobs.cli cluster-env {SITE} --stage generate)"; '
+    line += 'sbatch --parsable --output=ray.log $VHS_SBATCH --nodes=3 "$VHS_SLURM/ray.sbatch"'
     job = cluster.run(["env", f"PYTHONPATH={ROOT}", "bash", "-euc", line], cwd=tmp_path).strip()
     try:
         until(lambda: (tmp_path / f"ray-{job}.env").exists(), "Ray of three nodes")
@@ -72,12 +73,15 @@ def machines():
                 script = SSHD.format(home=name / f"home{number}")
                 cluster.sbatch(f"--nodelist=node{number}", "--mem=100M", "--output=/dev/null", "--oversubscribe", script=script)
             addresses = [f"10.{port >> 8}.{port & 255}.{number}" for number in (1, 2, 3)]
-            ask = ["ssh", "-i", name / "key", "-oStrictHostKeyChecking=no", "-oUserKnownHostsFile=/dev/null", "-oConnectTimeout=2"]
-            for address in addresses:
-                until(lambda: not subprocess.run([*map(str, ask), f"me@{address}", "true"], capture_output=True).returncode, f"sshd on {address}")
+            until(lambda: all(_lets_in(address, name / "key") for address in addresses), "an sshd on every machine")
             yield cluster, addresses, name / "key"
         finally:
             cluster.down()
+
+
+def _lets_in(address: str, key: Path) -> bool:
+    options = ["-oStrictHostKeyChecking=no", "-oUserKnownHostsFile=/dev/null", "-oConnectTimeout=2", "-oBatchMode=yes"]
+    return not subprocess.run(["ssh", "-i", key, *options, f"me@{address}", "true"], capture_output=True).returncode
 
 
 def _home(home: Path, key: str):
