@@ -53,6 +53,10 @@ class Cluster:
         """Cut the power of node `number` ("off") or give it back ("on")."""
         self.run([PROGRAM, "node", str(number), power, self.folder])
 
+    def daemon(self, name: str, power: str) -> None:
+        """End slurmctld or slurmdbd ("off"), or start it again ("on"); nodes and their jobs go on."""
+        self.run([PROGRAM, "daemon", name, power, self.folder])
+
     def sbatch(self, *options: str | Path, script: str) -> str:
         """Submit a bash script -> the job's id."""
         return self.run(["sbatch", "--parsable", *options], input=f"#!/bin/bash\n{script}\n").strip()
