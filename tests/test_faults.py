@@ -1,0 +1,182 @@
+"""Faults while a run is at work on a real SLURM, or on a Ray in it: nothing is lost, nothing is committed twice. Each says what it cost."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cluster import Cluster, until
+from conftest import markers, vhs
+from test_actors import ray_job, records
+from test_chain import SITE, begin, job_of, on
+from test_resume import assert_same
+
+INTERVAL = 25  # steps between checkpoints
+LONG = ("dreambooth.steps=300", f"execution.checkpoint_steps={INTERVAL}", "execution.heartbeat_s=0.3", "execution.stale_s=4")
+OTHERS = ("generation.seed=9", "execution.heartbeat_s=0.3", "execution.stale_s=4")
+
+
+@pytest.fixture(scope="module")
+def trained(reference, tmp_path_factory) -> Path:
+    """What an undisturbed training makes."""
+    run = begin(tmp_path_factory.mktemp("trained") / "run", reference, *LONG)
+    vhs("stage", "dreambooth", run.url)
+    return Path(run.url)
+
+
+@pytest.fixture(scope="module")
+def drawn(reference, tmp_path_factory) -> Path:
+    """What undisturbed generation and labelling make."""
+    run = begin(tmp_path_factory.mktemp("drawn") / "run", reference, *OTHERS)
+    vhs("stage", "label", run.url)
+    return Path(run.url)
+
+
+def _step(run: Path) -> int:
+    """The step that the run's one training says it is at, or 0."""
+    beats = sorted((run / "state" / "claims").rglob("*.beat"))
+    try:
+        return json.loads(beats[-1].read_text()).get("step", 0) if beats else 0
+    except (FileNotFoundError, json.JSONDecodeError):
+        return 0
+
+
+def _preempt(cluster: Cluster, job: str):
+    cluster.sbatch("--partition=high", "--nodes=4", "--exclusive", "--output=/dev/null", script="true")
+
+
+def _limit(cluster: Cluster, job: str):
+    cluster.run(["scontrol", "update", f"job={job}", "EndTime=now+35"])
+
+
+def _requeue(cluster: Cluster, job: str):
+    cluster.run(["scontrol", "requeue", job])
+
+
+def _power_off(cluster: Cluster, job: str):
+    node = cluster.job(job)["NodeList"]
+    cluster.node(int(node.removeprefix("node")), "off")
+    cluster.run(["scontrol", "update", f"node={node}", "state=down", "reason=power"])
+    until(lambda: cluster.job(job)["JobState"] != "RUNNING", "SLURM has seen it")
+    cluster.node(int(node.removeprefix("node")), "on")
+
+
+TRAINING = {"preempted": _preempt, "at its time limit": _limit, "requeued": _requeue, "its node without power": _power_off}
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in TRAINING if name != "preempted"]
+
+
+@pytest.mark.parametrize("what", ["preempted", *SLOW])
+def test_a_training_loses_at_most_one_interval(what, cluster, reference, trained, tmp_path, figure):
+    run = begin(tmp_path / "run", reference, *LONG)
+    on(cluster, "stage", "dreambooth", run.url, *SITE, "--detach")
+    job, folder = job_of(tmp_path / "run", "dreambooth"), Path(run.url)
+    until(lambda: _step(folder) >= INTERVAL + 10, "a checkpoint, and steps after it")
+    seen = [_step(folder)]
+    TRAINING[what](cluster, job)
+
+    def queued_again() -> bool:
+        seen.append(_step(folder))
+        return cluster.job(job)["Restarts"] == "1"
+
+    until(queued_again, "the job is queued again")
+    began, at = time.monotonic(), max(seen)
+    saved = max((int(file.stem) for file in folder.glob("checkpoints/*/*.pt")), default=0)
+    until(lambda: cluster.job(job)["JobState"] == "RUNNING" and saved < _step(folder) != at, "training again")
+    recovered_s = time.monotonic() - began
+    until(lambda: not cluster.run(["squeue", "--noheader"]).strip(), "the job's end", patience_s=400)
+    assert 0 < saved < 300 and at - saved <= INTERVAL, f"{at - saved} steps were lost"
+    figure(f"a training {what}: {recovered_s:.0f} s until it trains again, {max(0, at - saved)} steps done again, of 300")
+    vhs("stage", "dreambooth", run.url)  # has nothing to do but the views for people
+    assert_same(folder, trained, f"a training {what} at step {at}, going on from {saved}", figure)
+    assert len(markers(folder)) == len(markers(trained))
+
+
+def _requeue_twice(cluster: Cluster, run: Path) -> str:
+    task = f"{job_of(run, 'generate-0')}_1"
+    for _ in range(2):
+        until(lambda: cluster.job(task)["JobState"] == "RUNNING", "an array task at work")
+        cluster.run(["scontrol", "requeue", task])
+        until(lambda: cluster.job(task)["JobState"] == "PENDING", "it waits")
+        cluster.run(["scontrol", "update", f"job={task}", "StartTime=now"])
+    return "an array task requeued twice"
+
+
+def _no_controller(cluster: Cluster, run: Path) -> str:
+    cluster.daemon("slurmctld", "off")
+    time.sleep(5)
+    cluster.daemon("slurmctld", "on")
+    return "slurmctld restarted"
+
+
+def _no_accounting(cluster: Cluster, run: Path) -> str:
+    cluster.daemon("slurmdbd", "off")
+    time.sleep(60)
+    status = on(cluster, "status", run)
+    cluster.daemon("slurmdbd", "on")
+    assert "generate" in status
+    return "no sacct for a minute"
+
+
+@pytest.mark.parametrize("fault", [_no_controller, pytest.param(_requeue_twice, marks=pytest.mark.slow), pytest.param(_no_accounting, marks=pytest.mark.slow)])
+def test_generation_goes_on(fault: Callable[[Cluster, Path], str], cluster, reference, drawn, tmp_path, figure):
+    run = begin(tmp_path / "run", reference, *OTHERS)
+    folder, total = Path(run.url), len(markers(drawn))
+    on(cluster, "stage", "label", run.url, *SITE, "--detach")
+    job = job_of(folder, "generate-0")
+    until(lambda: cluster.job(f"{job}_1")["JobState"] == "RUNNING", "generation at work")
+    done = len(markers(folder))
+    what = fault(cluster, folder)
+    began = time.monotonic()
+    until(lambda: len(markers(folder)) > done, "the next unit")
+    recovered_s = time.monotonic() - began
+    until(lambda: len(markers(folder)) == total and not cluster.run(["squeue", "--noheader"]).strip(), "the run's end", patience_s=400)
+    assert done < total
+    vhs("stage", "label", run.url)
+    figure(f"{what}: {recovered_s:.0f} s until the next unit was committed")
+    assert_same(folder, drawn, f"{what}, with {done} of {total} units done", figure)
+    units = [record["unit"] for record in records(folder)]
+    assert units and len(units) == len(set(units)), "a unit was committed twice"
+
+
+def _processes(pattern: str) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace") if entry.name.isdecimal() else ""
+        except OSError:
+            continue
+        if re.search(pattern, line):
+            found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.slow
+def test_ray_loses_a_worker_and_a_node(cluster, reference, drawn, tmp_path, figure):
+    """An actor's process is killed at its unit, then the raylet of a node that is not the head's."""
+    run = begin(tmp_path / "run", reference, *OTHERS)
+    folder, total = Path(run.url), len(markers(drawn))
+    job = ray_job(cluster, tmp_path, "stage", "label", run.url)
+    worker = until(lambda: _processes(r"^ray::Worker\.attempt"), "an actor at work", patience_s=240)[0]
+    before = len(markers(folder))
+    os.kill(worker, signal.SIGKILL)
+    killed = time.monotonic()
+    until(lambda: len(markers(folder)) > before, "the next unit")
+    figure(f"a Ray worker killed: {time.monotonic() - killed:.0f} s until the next unit was committed")
+    raylet = until(lambda: _processes(rf"raylet/raylet .*/tmp/vhs-ray-{job}\.[12]"), "a raylet that is not the head's")[0]
+    before = len(markers(folder))
+    assert before < total
+    os.kill(raylet, signal.SIGKILL)
+    killed = time.monotonic()
+    until(lambda: len(markers(folder)) > before, "the next unit", patience_s=240)
+    figure(f"a raylet killed: {time.monotonic() - killed:.0f} s until the next unit was committed")
+    until(lambda: not cluster.run(["squeue", "--noheader"]).strip(), "Ray's end", patience_s=400)
+    vhs("stage", "label", run.url)
+    assert_same(folder, drawn, f"a worker and a raylet lost, {before} of {total} units done at the second", figure)
+    units = [record["unit"] for record in records(folder)]
+    assert units and len(units) == len(set(units)), "a unit was committed twice"
