@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from jobs import failures, interrupt, world
+from jobs import accounting, failures, interrupt, world
 from jobs.claim import Claim, dead, machine, overtaken, owner
 from jobs.config import Config
 from jobs.cost import Meter
@@ -120,6 +121,8 @@ def attempt(url: str, config: Config, unit: Unit, watch: Watch | None = None, ga
     with claim:
         if storage.exists(unit.marker):  # finished and its claim dropped between our listing and our claim
             return "done"
+        if claim.killed and (failure := accounting.blame(storage, unit, claim.killed)) and failure.tries >= execution.tries:
+            raise RuntimeError(f"{failure.reason}, on {failure.node}, at each of {failure.tries} tries")
         meter = Meter()
         try:
             if unit.ranks > 1 or unit.apart:
@@ -133,8 +136,8 @@ def attempt(url: str, config: Config, unit: Unit, watch: Watch | None = None, ga
             failures.record(storage, unit, error)
             raise
         if committed:
-            about = {**owner(), "stage": unit.stage, "unit": unit.path, **meter.read(unit.ranks)}
-            storage.put(f"state/done/{unit.identity}.json", json.dumps(about).encode())
+            about = {**owner(), "stage": unit.stage, "unit": unit.path, "ended_s": time.time(), **meter.read(unit.ranks)}
+            storage.put(f"state/done/{unit.identity}.json", json.dumps(about).encode(), durable=False)
         for name in storage.list(f"checkpoints/{unit.identity}/"):
             storage.delete(name)
         failures.forget(storage, unit.identity)

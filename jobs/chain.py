@@ -10,11 +10,12 @@ from __future__ import annotations
 import getpass
 import json
 import math
+import os
 import signal
 import time
 from dataclasses import dataclass
 
-from jobs import failures, interrupt, scheduler, share, world
+from jobs import history, interrupt, scheduler, share, world
 from jobs.drive import frontier
 from jobs.plan import Run, reopen
 from jobs.share import ORDER, ROUNDED, Link
@@ -62,11 +63,14 @@ class Job:
     link: Link
     index: int
     count: int
+    max_requeues: int
 
     def __call__(self):
         """Do the share. Asked by USR2, a job is queued again once its work is saved, as often as the site allows; TERM ends it."""
         again = signal.getsignal(signal.SIGUSR2)  # submitit's: asks `checkpoint` and requeues
         interrupt.listen()
+        if (times := int(os.environ.get("SLURM_RESTART_COUNT", 0))) > self.max_requeues:  # submitit counts those that it asked for, not lost nodes
+            raise RuntimeError(f"queued again {times} times, the site allows max_requeues={self.max_requeues}: vhs retry {self.url} begins anew")
         run = reopen(self.url)
         run.only_scope = self.scope
         world.set_environment(run.config.threads)
@@ -95,12 +99,14 @@ def submit(run: Run, cluster: str, until: str = ORDER[-1]) -> dict:
     stamp = f"{time.time_ns()}"  # a folder of its own: another cluster would give the same job numbers, and submitit take old results for new
     folder = run.storage.root / "state" / "slurm" / stamp
     folder.mkdir(parents=True, mode=0o700)
-    for _, units in run.named():
-        for unit in units:
-            failures.forget(run.storage, unit.identity)  # somebody starts it afresh: earlier tries do not count
+    ill = sorted(history.ill_nodes(run))
+    for name in (name for name in run.names if name.startswith("state/failures/")):
+        run.storage.delete(name)  # somebody starts it afresh: earlier tries do not count
     for link in links(run, until):
         resources = site.resources(link.stage)
         options = resources.sbatch(link.ranks)
+        if ill:
+            options["exclude"] = ",".join([*filter(None, [resources.exclude]), *ill])
         more = {**options.pop("additional_parameters", {}), **({"dependency": "afterany:" + ":".join(after)} if after else {}), "requeue": True}
         executor = SlurmExecutor(folder / link.name, max_num_timeout=site.max_requeues, python=site.command)
         executor.update_parameters(
@@ -108,7 +114,7 @@ def submit(run: Run, cluster: str, until: str = ORDER[-1]) -> dict:
             signal_delay_s=resources.signal_s, array_parallelism=resources.max_jobs, stderr_to_stdout=True, additional_parameters=more,
         )  # fmt: skip
         count = max(1, math.ceil(link.units / resources.units_per_job))
-        work = [Job(run.storage.url, run.only_scope, link, n, count) for n in range(count)]
+        work = [Job(run.storage.url, run.only_scope, link, n, count, site.max_requeues) for n in range(count)]
         after = []
         for start in range(0, count, site.max_array):
             try:
@@ -119,7 +125,7 @@ def submit(run: Run, cluster: str, until: str = ORDER[-1]) -> dict:
                 raise RuntimeError(f"sbatch refused the jobs of {link.name}, and those before are taken back: {error}") from error
             jobs += [{"id": job.job_id, "link": link.name} for job in submitted]
             after.append(submitted[0].job_id.partition("_")[0])
-    record = {"when_s": time.time(), "cluster": cluster, "log": str(folder), "jobs": jobs}
+    record = {"when_s": time.time(), "cluster": cluster, "log": str(folder), "jobs": jobs, "left_out": ill}
     run.storage.put(f"state/submissions/{stamp}.json", json.dumps(record, indent=1).encode())
     return record
 

@@ -1,8 +1,10 @@
-"""Who is working on a unit. Claims save work; the commit (jobs/unit.py) keeps it correct.
+"""Who is working on a unit, and how the attempts before ended. Claims save work; the commit (jobs/unit.py) keeps it correct.
 
-A claim is state/claims/<unit identity>/<attempt number>.json, created if absent, so one worker gets each number. It is alive while its heartbeat
+A claim is state/claims/<unit identity>-<attempt number>.json, created if absent, so one worker gets each number. It is alive while its heartbeat
 file changes. A claim of a dead process on this machine, or one whose heartbeat was seen standing still for `stale_s` by this process's own
-clock, is overtaken by taking the next number; the overtaken attempt notices at its next heartbeat and stops.
+clock, is overtaken by taking the next number; the overtaken attempt notices at its next heartbeat and stops. An attempt that ends writes how into its
+claim, which then holds nobody up; one that was killed cannot, and that its claim lacks the word is what tells. A unit's only attempt, when it
+succeeds, leaves no claim: what stays is the record of work begun again.
 """
 
 from __future__ import annotations
@@ -12,16 +14,37 @@ import os
 import socket
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from shards import crash
 from shards.storage import Storage
 
 _seen: dict[str, tuple[bytes, float]] = {}  # claim -> (heartbeat, when this process first saw it): staleness by observed change
+FOLDER = "state/claims/"
 
 
 class Superseded(Exception):
     """Another attempt has taken this unit over; this one must stop. Nothing is lost: the product is committed by whoever finishes."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt at a unit, as its claim tells it. `job`: SLURM's, or ""; `run` of it counts its requeues. `how`: done | failed | interrupted | superseded,
+    or "" while it lasts and where it was killed; `cause` is the word of whoever ended it. Times in seconds since the epoch."""
+
+    identity: str
+    number: int
+    machine: str
+    pid: int
+    started: str
+    node: str = ""
+    job: str = ""
+    run: int = 0
+    began_s: float = 0.0
+    ended_s: float = 0.0
+    how: str = ""
+    cause: str = ""
 
 
 def _started(pid: int) -> str:
@@ -42,8 +65,19 @@ def machine() -> str:
 
 
 def owner() -> dict:
-    """Who this process is, for others to see whether it still lives."""
-    return {"machine": machine(), "pid": os.getpid(), "started": _started(os.getpid())}
+    """Who this process is, for others to see whether it still lives and where it ran."""
+    return {
+        "machine": machine(), "pid": os.getpid(), "started": _started(os.getpid()),
+        "node": socket.gethostname(), "job": _job(), "run": int(os.environ.get("SLURM_RESTART_COUNT", 0)),
+    }  # fmt: skip
+
+
+def _job() -> str:
+    """The job this process belongs to, as its scheduler names it, or ""."""
+    get = os.environ.get
+    if get("SLURM_ARRAY_JOB_ID"):
+        return f"{get('SLURM_ARRAY_JOB_ID')}_{get('SLURM_ARRAY_TASK_ID')}"
+    return get("SLURM_JOB_ID", "")
 
 
 def dead(other: dict) -> bool:
@@ -51,58 +85,89 @@ def dead(other: dict) -> bool:
     return other["machine"] == machine() and _started(other["pid"]) != other["started"]
 
 
-def overtaken(storage: Storage, identity: str, attempt: int) -> bool:
+def read(storage: Storage, name: str) -> Attempt | None:
+    """The attempt whose claim is called `name`; None where there is none."""
+    try:
+        content = json.loads(storage.read(name))
+    except FileNotFoundError:
+        return None
+    except ValueError:  # a power cut took its bytes: an attempt of nobody, which grows stale
+        content = {"machine": "", "pid": 0, "started": ""}
+    identity, _, number = Path(name).stem.rpartition("-")
+    return Attempt(identity, int(number), **content)
+
+
+def overtaken(storage: Storage, identity: str, number: int) -> bool:
     """Whether a later attempt has claimed the unit."""
-    return storage.exists(f"state/claims/{identity}/{attempt + 1:04d}.json")
+    return storage.exists(_name(identity, number + 1))
+
+
+def _name(identity: str, number: int, suffix: str = "json") -> str:
+    return f"{FOLDER}{identity}-{number:04d}.{suffix}"
+
+
+def beat_name(identity: str, number: int) -> str:
+    """Where an attempt says that it lives, and how far it is."""
+    return _name(identity, number, "beat")
 
 
 class Claim:
-    """This process's claim on one unit. Use as a context manager: the heartbeat runs inside, and the claim is dropped at the end."""
+    """This process's claim on one unit. Use as a context manager: the heartbeat runs inside, and at the end the claim says how it went."""
 
-    def __init__(self, storage: Storage, identity: str, attempt: int, heartbeat_s: float, beating: bool = True):
-        """`beating` False: the claim of another process, only looked at from here."""
-        self.storage, self.identity, self.attempt, self._beating, self._looked_s = storage, identity, attempt, beating, time.monotonic()
+    def __init__(self, storage: Storage, identity: str, attempt: int, heartbeat_s: float, beating: bool = True, killed: Attempt | None = None):
+        """`beating` False: the claim of another process, only looked at from here. `killed`: the attempt before, if it ended without a word."""
+        self.storage, self.identity, self.attempt, self.killed = storage, identity, attempt, killed
+        self._beating, self._looked_s, self._began_s = beating, time.monotonic(), time.time()
         self.message: dict = {}
         self._heartbeat_s, self._stop, self.superseded = heartbeat_s, threading.Event(), False
 
     @classmethod
     def take(cls, storage: Storage, identity: str, *, heartbeat_s: float, stale_s: float) -> Claim | None:
         """The unit is ours (a claim), or somebody is at work on it (None)."""
-        folder = f"state/claims/{identity}/"
-        numbers = sorted(int(Path(name).stem) for name in storage.list(folder) if name.endswith(".json"))
-        if numbers and not cls._overtakable(storage, f"{folder}{numbers[-1]:04d}", stale_s):
+        number, last = 0, None
+        while found := read(storage, _name(identity, number)):
+            number, last = number + 1, found
+        if last and not last.how and not cls._overtakable(storage, last, stale_s):
             return None
-        attempt = numbers[-1] + 1 if numbers else 0
-        won = storage.commit(f"{folder}{attempt:04d}.json", json.dumps(owner()).encode())
+        claim = cls(storage, identity, number, heartbeat_s, killed=last if last and not last.how else None)
+        won = storage.commit(_name(identity, number), claim._word(), durable=False)
         crash.window("claim")
-        return cls(storage, identity, attempt, heartbeat_s) if won else None
+        return claim if won else None
 
     @staticmethod
-    def _overtakable(storage: Storage, name: str, stale_s: float) -> bool:
-        try:
-            other = json.loads(storage.read(f"{name}.json"))
-        except FileNotFoundError:
-            return True  # dropped between our listing and our reading
-        if dead(other):
+    def _overtakable(storage: Storage, other: Attempt, stale_s: float) -> bool:
+        if dead(vars(other)):
             return True
-        beat = storage.read(f"{name}.beat") if storage.exists(f"{name}.beat") else b""
+        name = beat_name(other.identity, other.number)
+        try:
+            beat = storage.read(name)
+        except FileNotFoundError:
+            beat = b""
         last, since = _seen.setdefault(name, (beat, time.monotonic()))
         if beat != last:
             _seen[name] = (beat, time.monotonic())
             return False
         return time.monotonic() - since > stale_s
 
+    def _word(self, **end) -> bytes:
+        return json.dumps({**owner(), "began_s": self._began_s, **end}).encode()
+
     def __enter__(self) -> Claim:
         self._thread = threading.Thread(target=self._beat, name=f"heartbeat {self.identity}", daemon=True)
         self._thread.start()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, kind, error, *_):
         self._stop.set()
         self._thread.join()
-        for name in self.storage.list(f"state/claims/{self.identity}/"):
-            if int(Path(name).stem) <= self.attempt:
-                self.storage.delete(name)
+        how = "superseded" if self.superseded else "done" if kind is None else "failed" if issubclass(kind, Exception) else "interrupted"
+        if how == "done" and not self.attempt and not overtaken(self.storage, self.identity, 0):
+            # one that overtakes us at this instant takes number 1, and 0 is free again: at worst the unit is done twice and committed once
+            self.storage.delete(_name(self.identity, 0))
+        else:
+            word = self._word(ended_s=time.time(), how=how, cause="" if kind is None else f"{kind.__name__}: {error}")
+            self.storage.put(_name(self.identity, self.attempt), word, durable=False)
+        self.storage.delete(beat_name(self.identity, self.attempt))
 
     def check(self):
         """Superseded, if another attempt has taken over."""
@@ -112,9 +177,9 @@ class Claim:
             raise Superseded(f"unit {self.identity}: attempt {self.attempt} was taken over")
 
     def _beat(self):
-        name, count = f"state/claims/{self.identity}/{self.attempt:04d}.beat", 0
+        name, count = beat_name(self.identity, self.attempt), 0
         while True:
-            self.storage.put(name, json.dumps({"count": count, **self.message}).encode())
+            self.storage.put(name, json.dumps({"count": count, **self.message}).encode(), durable=False)
             count += 1
             if self._stop.wait(self._heartbeat_s):
                 return

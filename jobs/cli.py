@@ -57,7 +57,7 @@ def run(
     Before days of work: vhs run paper --dry-run --calibrate runs/mine
     """
     from jobs import config as configuration
-    from jobs import plan
+    from jobs import overview, plan
     from shards.storage import open_storage
     from vhs import sources
 
@@ -81,7 +81,7 @@ def run(
         drive(opened, on=on, reuse=reuse)
     elif not elsewhere.on_slurm(opened, cluster, detach, reuse=reuse):
         return
-    _costs(opened)
+    Console().print(overview.costs(opened))
     if scope:
         _validation(opened)
     else:
@@ -127,30 +127,21 @@ def stage(
 
 
 @app.command()
-def status(run: RunArgument):
-    """What is done, running, failed and left.
+def status(
+    run: RunArgument,
+    watch: Annotated[bool, typer.Option("--watch", help="Look again every few seconds, until it is complete or Ctrl-C.")] = False,
+):
+    """What is done, at work, waiting and failed, on whatever it runs; what was begun again and why; what to do.
 
-    Example: vhs status runs/mine
+    Example: vhs status runs/mine --watch
     """
-    from jobs import plan, rounds
-    from jobs.status import generation
-    from jobs.status import status as of
-    from vhs.measure import CLASSES
+    from jobs import overview, plan
 
     opened = plan.reopen(run, read_only=True)
-    grid = Grid("stage", "units done", "running", "failed", title=f"{opened.config.name}  {run}")
-    for row in of(opened):
-        running = ", ".join(f"{path} {beat['step']}/{beat['total']}" if "step" in beat else path for path, beat in row.running)
-        grid.add_row(row.name, "" if row.total is None else f"{row.done} of {row.total}", running, ", ".join(row.failed))
-    Console().print(grid)
-    elsewhere.say_queue(opened)
-    elsewhere.say_failures(opened)
-    _costs(opened)
-    for scope, counts in generation(opened).items():
-        Console().print(
-            f"generated for {scope}: {counts['accepted']} of {counts['produced']} accepted ({counts['accepted'] / max(1, counts['produced']):.0%}), "
-            + ", ".join(f"{counts.get(name, 0)} of {rounds.quota_of_a_class(opened, scope)} {name}" for name in CLASSES)
-        )
+    if watch:
+        overview.watch(opened)
+    else:
+        Console().print(overview.page(opened))
 
 
 @app.command()
@@ -239,22 +230,6 @@ def _dry_run(settings, out: str, calibrate: str | None):
     Console().print(plan_table(planned))
     for line in (*forecast.notes(planned), *forecast.detectable(sizes, settings.split.folds)):
         Console().print(line, soft_wrap=True, highlight=False)
-
-
-def _costs(opened):
-    """Core-seconds of every stage, as far as they are recorded, and of each accepted image."""
-    from jobs import status
-
-    if not (stages := status.costs(opened)):
-        return
-    grid = Grid("stage", "units", "core-seconds", "seconds", "peak GB", title="what it took")
-    for cost in stages:
-        grid.add_row(cost.stage, str(cost.units), f"{cost.core_seconds:.1f}", f"{cost.seconds:.1f}", f"{cost.peak_gb:.2f}")
-    total = [sum(cost.core_seconds for cost in stages), sum(cost.seconds for cost in stages), max(cost.peak_gb for cost in stages)]
-    grid.add_row("all", str(sum(cost.units for cost in stages)), f"{total[0]:.1f}", f"{total[1]:.1f}", f"{total[2]:.2f}")
-    Console().print(grid)
-    if each := status.per_accepted(opened):
-        Console().print(f"an accepted image cost {each:.2f} core-seconds of drawing and measuring")
 
 
 def _validation(opened):

@@ -8,8 +8,6 @@ from typing import Annotated, Optional
 
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table as Grid
 
 from jobs import failures, world
 from jobs.console import console, drive
@@ -91,39 +89,6 @@ def remember(opened, on: str, cluster: str | None):
     opened.storage.put(STARTED, json.dumps({"on": on, "cluster": cluster}).encode())
 
 
-def say_queue(opened):
-    """What SLURM has of the run, if it was ever given anything."""
-    from collections import Counter
-
-    from jobs import chain
-
-    if opened.storage.list("state/submissions/"):
-        try:
-            states = Counter(chain.queued(opened).values())
-            said = ", ".join(f"{count} {state}" for state, count in states.most_common()) or "no job"
-        except (OSError, RuntimeError) as error:  # another machine than SLURM's, or slurmctld restarting
-            said = f"unknown ({error})"
-        Console().print(f"SLURM: {said}", markup=False, highlight=False, soft_wrap=True)
-
-
-def say_failures(opened):
-    """Failed units grouped by reason, with where and what to do."""
-    from jobs.status import failed
-
-    groups: dict[str, list] = {}
-    for failure in failed(opened):
-        groups.setdefault(failure.reason, []).append(failure)
-    if not groups:
-        return
-    grid = Grid("failed", "units", "nodes", "tries", "try again", title="what failed")
-    for reason, group in groups.items():
-        nodes, tries = sorted({failure.node for failure in group}), max(failure.tries for failure in group)
-        units = ", ".join(failure.unit for failure in group[:3]) + (f" and {len(group) - 3} more" if len(group) > 3 else "")
-        grid.add_row(escape(reason), units, ", ".join(nodes), f"{tries} of {opened.config.execution.tries}", f"vhs retry {opened.url} {group[0].unit}")
-    Console().print(grid)
-    Console().print(f"more: vhs logs {opened.url}", soft_wrap=True)
-
-
 def site(on: str, cluster: str | None) -> str | None:
     """The site's name, where one is needed."""
     from jobs import config as configuration
@@ -150,6 +115,8 @@ def on_slurm(opened, cluster: str, detach: bool, until: str | None = None, reuse
         record = chain.submit(opened, cluster, *([until] if until else []))
         links = len({job["link"] for job in record["jobs"]})
         console.print(f"{len(record['jobs'])} jobs in {links} arrays submitted to {cluster}; logs in {record['log']}", soft_wrap=True, highlight=False)
+        if record["left_out"]:
+            console.print(f"left out for units that failed there alone: {', '.join(record['left_out'])}", soft_wrap=True, highlight=False)
     if detach:
         return False
     with Display(console) as display:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import time
 import traceback
 from dataclasses import asdict, dataclass
 
+from jobs.claim import owner
 from jobs.unit import Unit
 from shards.storage import Storage
 
@@ -29,14 +28,18 @@ class Failure:
     when_s: float
 
 
-def record(storage: Storage, unit: Unit, error: BaseException):
-    """Take down that a try at `unit` ended with `error`."""
+def record(storage: Storage, unit: Unit, error: BaseException) -> Failure:
+    """Take down that a try at `unit`, here, ended with `error`."""
+    here = owner()
+    return blame(storage, unit, f"{type(error).__name__}: {error}", here["node"], here["job"], "".join(traceback.format_exception(error)))
+
+
+def blame(storage: Storage, unit: Unit, reason: str, node: str, job: str, told: str = "") -> Failure:
+    """Take down that a try at `unit` ended, for whom it may concern; `told`: its traceback, if it had one."""
     before = read(storage, unit.identity)
-    failure = Failure(
-        unit.identity, unit.stage, unit.path, f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)),
-        before.tries + 1 if before else 1, socket.gethostname(), _job(), time.time(),
-    )  # fmt: skip
+    failure = Failure(unit.identity, unit.stage, unit.path, reason, told, before.tries + 1 if before else 1, node, job, time.time())
     storage.put(_path(unit.identity), json.dumps(asdict(failure), indent=1).encode())
+    return failure
 
 
 def read(storage: Storage, identity: str) -> Failure | None:
@@ -50,14 +53,6 @@ def read(storage: Storage, identity: str) -> Failure | None:
 def forget(storage: Storage, identity: str):
     """The unit is done, or starts afresh."""
     storage.delete(_path(identity))
-
-
-def _job() -> str:
-    """The job this process belongs to, as its scheduler names it, or ""."""
-    get = os.environ.get
-    if get("SLURM_ARRAY_JOB_ID"):
-        return f"{get('SLURM_ARRAY_JOB_ID')}_{get('SLURM_ARRAY_TASK_ID')}"
-    return get("SLURM_JOB_ID", "")
 
 
 def _path(identity: str) -> str:

@@ -2,56 +2,94 @@
 
 from __future__ import annotations
 
-import json
+import statistics
+import time
 from dataclasses import dataclass
 
-from jobs import failures
+from jobs import accounting, failures, history
 from jobs.failures import Failure
 from jobs.plan import Run
 from jobs.stages import STAGES
 from jobs.unit import Unit
 from shards import manifest
 
+WINDOW_S = 3600  # what was done in this time tells the rate
+SLOW, SLOW_S = 3, 60  # a straggler has been at work this many times its stage's median, and so many seconds at least
+
+
+@dataclass(frozen=True)
+class Working:
+    """A unit that somebody is at work on. `beat`: the last word of its heartbeat ({step, total, …} where it trains)."""
+
+    unit: str
+    node: str
+    seconds: float
+    beat: dict
+
 
 @dataclass(frozen=True)
 class StageStatus:
-    """Units of one stage. `total` None: they cannot be named yet, stages before are unfinished. `running`: (unit path, last word of its heartbeat)."""
+    """Units of one stage. `total` None: they cannot be named yet, stages before are unfinished. `rate`: units an hour, while it goes; `eta_s`: until all are
+    done at that rate; both None where nothing can be said."""
 
     name: str
     done: int
     total: int | None
-    running: list[tuple[str, dict]]
+    running: list[Working]
     failed: list[str]
+    rate: float | None = None
+    eta_s: float | None = None
+
+    @property
+    def waiting(self) -> int:
+        return (self.total or 0) - self.done - len(self.running) - len(self.failed)
+
+    def stragglers(self, typical_s: float | None) -> list[Working]:
+        """Those at work for SLOW times as long as a finished unit of the stage took."""
+        return [one for one in self.running if typical_s and one.seconds > max(SLOW * typical_s, SLOW_S)]
 
 
 def status(run: Run) -> list[StageStatus]:
     """Every stage in order."""
-    named = dict(run.named())
+    named, records = dict(run.named()), history.done_records(run)
     return [
-        _of(run, stage.NAME, named[stage.NAME]) if stage.NAME in named else StageStatus(stage.NAME, 0, None, [], []) for stage in STAGES
+        _of(run, stage.NAME, named[stage.NAME], records) if stage.NAME in named else StageStatus(stage.NAME, 0, None, [], []) for stage in STAGES
     ]
 
 
-def _of(run: Run, name: str, units: list[Unit]) -> StageStatus:
+def _of(run: Run, name: str, units: list[Unit], records: list[dict]) -> StageStatus:
     left = [unit for unit in units if not run.done(unit)]
-    running = [(unit.path, beat) for unit in left for beat in _beats(run, unit.identity)]
-    failed = [unit.path for unit in left if f"state/failures/{unit.identity}.json" in run.names]
-    return StageStatus(name, len(units) - len(left), len(units), running, failed)
+    now = time.time()
+    running = [Working(unit.path, one.node, now - one.began_s, beat) for unit, one, beat in history.at_work(run, left)] if left else []
+    busy = {one.unit for one in running}
+    failing = [failure.unit for failure in failed(run) if failure.stage == name and failure.unit not in busy] if left else []
+    ends = sorted(record["ended_s"] for record in records if record["stage"] == name and record.get("ended_s", 0) > now - WINDOW_S)
+    rate = 3600 * (len(ends) - 1) / (ends[-1] - ends[0]) if left and len(ends) > 1 and ends[-1] > ends[0] else None
+    return StageStatus(name, len(units) - len(left), len(units), running, failing, rate, 3600 * len(left) / rate if rate else None)
 
 
-def _beats(run: Run, identity: str) -> list[dict]:
-    names = sorted(name for name in run.names if name.startswith(f"state/claims/{identity}/") and name.endswith(".beat"))
-    try:
-        return [json.loads(run.storage.read(names[-1]))] if names else []
-    except FileNotFoundError:  # finished since the listing
-        return []
+def typical_seconds(run: Run) -> dict[str, float]:
+    """stage -> the median time of its finished units."""
+    by_stage: dict[str, list[float]] = {}
+    for record in history.done_records(run):
+        if "seconds" in record:
+            by_stage.setdefault(record["stage"], []).append(record["seconds"])
+    return {stage: statistics.median(taken) for stage, taken in by_stage.items()}
 
 
 def failed(run: Run) -> list[Failure]:
-    """What is known of every unit whose last try failed and that is not done, by reason."""
+    """What is known of every unit that is not done and whose last try failed, or brought its job down, by reason."""
     names = [name for name in run.names if name.startswith("state/failures/")]
-    found = [failures.read(run.storage, name.rpartition("/")[2].removesuffix(".json")) for name in names]
-    return sorted((failure for failure in found if failure), key=lambda failure: (failure.reason, failure.unit))
+    read = [failures.read(run.storage, name.rpartition("/")[2].removesuffix(".json")) for name in names]
+    found = {failure.identity: failure for failure in read if failure}
+    units = {unit.identity: unit for _, named in run.named() for unit in named if not run.done(unit)}
+    last = {one.attempt.identity: one for one in history.ended(run) if not one.attempt.how}
+    for identity in last.keys() & units.keys() - found.keys():  # killed, and nobody has tried again who would have taken it down
+        unit, one = units[identity], last[identity]
+        if one.cause in accounting.UNITS_OWN:
+            reason, where = f"its job ended: {one.cause}", (one.attempt.node, one.attempt.job)
+            found[identity] = Failure(identity, unit.stage, unit.path, reason, "", 1, *where, one.attempt.began_s)
+    return sorted(found.values(), key=lambda failure: (failure.reason, failure.unit))
 
 
 def log_of(run: Run, failure: Failure) -> str:
@@ -74,8 +112,7 @@ class Cost:
 def costs(run: Run) -> list[Cost]:
     """The cost of every stage that has one, in order."""
     by_stage: dict[str, list[dict]] = {stage.NAME: [] for stage in STAGES}
-    for name in (name for name in run.names if name.startswith("state/done/")):
-        record = json.loads(run.storage.read(name))
+    for record in history.done_records(run):
         if "core_seconds" in record:
             by_stage[record["stage"]].append(record)
     return [

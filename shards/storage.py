@@ -44,28 +44,29 @@ class Storage:
     def __repr__(self) -> str:
         return f"Storage({self.url!r})"
 
-    def commit(self, path: str, data: bytes | Path, *, crash_window: str | None = None) -> bool:
+    def commit(self, path: str, data: bytes | Path, *, crash_window: str | None = None, durable: bool = True) -> bool:
         """Create `path` with `data` (bytes, or a file to copy) unless it exists; True if this call created it.
 
-        A loser returns False and changes nothing. On True bytes and name are on the disk; `crash_window` is passed between the two.
+        A loser returns False and changes nothing. On True bytes and name are on the disk; `crash_window` is passed between the two. `durable` False
+        leaves them to the system's own time, for bookkeeping that a power cut may take back.
         """
         target = self._file(path)
         if target.exists():
             return False
         _make_folder(target.parent)
-        with self._aside(data) as temporary:
+        with self._aside(data, durable) as temporary:
             if crash_window:
                 crash.window(crash_window)
             created = _link(temporary, target)
-        if created:
+        if created and durable:
             _sync_folder(target.parent)
         return created
 
-    def put(self, path: str, data: bytes) -> None:
-        """Write `path` whole, over what is there. For bookkeeping only: of two writers the last one wins."""
+    def put(self, path: str, data: bytes, *, durable: bool = True) -> None:
+        """Write `path` whole, over what is there. For bookkeeping only: of two writers the last one wins. `durable`: as `commit`'s."""
         target = self._file(path)
         _make_folder(target.parent)
-        with self._aside(data) as temporary:
+        with self._aside(data, durable) as temporary:
             os.replace(temporary, target)
 
     def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
@@ -119,8 +120,8 @@ class Storage:
         return self.root.joinpath(*parts)
 
     @contextmanager
-    def _aside(self, data: bytes | Path) -> Iterator[Path]:
-        """`data` under a name nobody else uses, flushed to the disk; gone again on leaving (a kill leaves it, invisible, for `sweep`)."""
+    def _aside(self, data: bytes | Path, durable: bool) -> Iterator[Path]:
+        """`data` under a name nobody else uses, flushed to the disk if `durable`; gone again on leaving (a kill leaves it, invisible, for `sweep`)."""
         _make_folder(self.root / TEMPORARY)
         temporary = self.root / TEMPORARY / uuid4().hex
         try:
@@ -131,7 +132,8 @@ class Storage:
                 else:
                     file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    os.fsync(file.fileno())
             yield temporary
         finally:
             temporary.unlink(missing_ok=True)

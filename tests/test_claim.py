@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from jobs.claim import Claim, Superseded, owner
+from jobs.claim import Claim, Superseded, owner, read
+from jobs.interrupt import Interrupted
 from shards.storage import open_storage
 
 QUICK = {"heartbeat_s": 0.05, "stale_s": 0.4}
@@ -44,16 +45,16 @@ def test_a_live_claim_is_respected_and_gone_after_use(tmp_path):
 
 def test_a_claim_of_a_dead_process_here_is_overtaken_at_once(tmp_path):
     storage = open_storage(tmp_path)
-    storage.commit("state/claims/unit/0000.json", json.dumps({**owner(), "started": "1"}).encode())  # this pid, but another process
+    storage.commit("state/claims/unit-0000.json", json.dumps({**owner(), "started": "1"}).encode())  # this pid, but another process
     assert Claim.take(storage, "unit", **QUICK).attempt == 1
 
 
 def test_a_silent_claim_of_another_machine_is_overtaken_after_it_stood_still(tmp_path):
     storage = open_storage(tmp_path)
-    storage.commit("state/claims/unit/0000.json", json.dumps({**owner(), "machine": "elsewhere"}).encode())
-    storage.put("state/claims/unit/0000.beat", b"1")
+    storage.commit("state/claims/unit-0000.json", json.dumps({**owner(), "machine": "elsewhere"}).encode())
+    storage.put("state/claims/unit-0000.beat", b"1")
     assert Claim.take(storage, "unit", **QUICK) is None
-    storage.put("state/claims/unit/0000.beat", b"2")
+    storage.put("state/claims/unit-0000.beat", b"2")
     time.sleep(0.5)
     assert Claim.take(storage, "unit", **QUICK) is None, "the beat changed since it was last seen"
     time.sleep(0.5)
@@ -64,8 +65,34 @@ def test_the_overtaken_attempt_stops_at_its_next_heartbeat(tmp_path):
     storage = open_storage(tmp_path)
     with Claim.take(storage, "unit", **QUICK) as claim:
         claim.check()
-        storage.commit("state/claims/unit/0001.json", json.dumps({**owner(), "machine": "elsewhere"}).encode())
+        storage.commit("state/claims/unit-0001.json", json.dumps({**owner(), "machine": "elsewhere"}).encode())
         time.sleep(0.3)
         with pytest.raises(Superseded, match="attempt 0 was taken over"):
             claim.check()
-    assert storage.list("state/claims/unit/") == ["state/claims/unit/0001.json"], "the newer claim is not ours to drop"
+    ours = read(storage, "state/claims/unit-0000.json")
+    assert ours.how == "superseded" and ours.ended_s >= ours.began_s > 0
+    assert storage.list("state/claims/") == ["state/claims/unit-0000.json", "state/claims/unit-0001.json"], "the newer claim is not ours to drop"
+
+
+def test_an_attempt_leaves_word_of_how_it_ended(tmp_path):
+    storage, kill = open_storage(tmp_path), {**owner(), "machine": "elsewhere"}
+    for error in (ValueError("no such thing"), Interrupted("SIGTERM")):
+        with pytest.raises(type(error)), Claim.take(storage, "unit", **QUICK):
+            raise error
+    storage.commit("state/claims/unit-0002.json", json.dumps(kill).encode())
+    assert Claim.take(storage, "unit", **QUICK) is None
+    time.sleep(0.5)
+    with Claim.take(storage, "unit", **QUICK) as claim:
+        assert (claim.attempt, claim.killed.number) == (3, 2)
+    found = [read(storage, name) for name in storage.list("state/claims/")]
+    assert [one.how for one in found] == ["failed", "interrupted", "", "done"]
+    assert [one.cause for one in found] == ["ValueError: no such thing", "Interrupted: SIGTERM", "", ""]
+
+
+def test_a_claim_without_its_bytes_is_nobodys(tmp_path):
+    """What a power cut may leave of bookkeeping."""
+    storage = open_storage(tmp_path)
+    storage.commit("state/claims/unit-0000.json", b"")
+    assert Claim.take(storage, "unit", **QUICK) is None
+    time.sleep(0.5)
+    assert Claim.take(storage, "unit", **QUICK).attempt == 1
