@@ -17,6 +17,8 @@ from test_actors import ray_job, records
 from test_chain import SITE, begin, job_of, on
 from test_resume import assert_same
 
+from jobs.site import Site
+
 INTERVAL = 25  # steps between checkpoints
 LONG = ("dreambooth.steps=300", f"execution.checkpoint_steps={INTERVAL}", "execution.heartbeat_s=0.3", "execution.stale_s=4")
 OTHERS = ("generation.seed=9", "execution.heartbeat_s=0.3", "execution.stale_s=4")
@@ -142,6 +144,36 @@ def test_generation_goes_on(fault: Callable[[Cluster, Path], str], cluster, refe
     assert_same(folder, drawn, f"{what}, with {done} of {total} units done", figure)
     units = [record["unit"] for record in records(folder)]
     assert units and len(units) == len(set(units)), "a unit was committed twice"
+
+
+NODES_OWN = {  # what is planted in the site's file -> what status says
+    "memory": ({"stages": {"dreambooth": {"mem_gb_per_rank": 0.4}}}, "out of memory"),
+    "module": ({"setup": ["export PYTHONPATH={planted}:$PYTHONPATH"]}, "No module named 'diffusers'"),
+    "disk": ({"setup": ["mkdir -p {disk}; mount -t tmpfs -o size=64k full {disk}"], "work_dir": "{disk}"}, "No space left on device"),
+}
+WAYS = ["memory", *(pytest.param(name, marks=pytest.mark.slow) for name in ("module", "disk"))]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_failing_unit_is_shown_with_cause_node_and_what_to_do(way, cluster, reference, tmp_path):
+    """Killed for its memory, a module that is not on the node, a full disk there. (An exception: test_chain.)"""
+    planted, said = NODES_OWN[way]
+    (tmp_path / "planted" / "diffusers").mkdir(parents=True)
+    (tmp_path / "planted" / "diffusers" / "__init__.py").write_text("raise ModuleNotFoundError(\"No module named 'diffusers'\", name='diffusers')\n")
+    text = json.dumps({**Site.load("testcluster").model_dump(mode="json"), **planted, "options": {"nodelist": "node2"}})
+    site = tmp_path / "site.yaml"
+    site.write_text(text.replace("{planted}", f"{tmp_path}/planted").replace("{disk}", f"{tmp_path}/disk"))
+    run = begin(tmp_path / "run", reference, "dreambooth.learning_rate=2e-4")
+    on(cluster, "stage", "dreambooth", run.url, "--on", "slurm", "--cluster", site, "--detach")
+    until(lambda: not cluster.run(["squeue", "--noheader"]).strip(), "the job's end")
+
+    def shown() -> str | None:
+        text = on(cluster, "status", run.url, environment={"COLUMNS": "250"})
+        return text if said in text.partition("what failed")[2] else None
+
+    text = until(shown, f"status says {said}").partition("what failed")[2]
+    row = next(line for line in text.splitlines() if said in line)
+    assert "node2" in row and f"vhs retry {run.url} generator/split" in row
 
 
 def _processes(pattern: str) -> list[int]:
