@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 
 from jobs import actors, drive, failures, trial
 from jobs.config import ConfigError, changed
@@ -134,16 +136,16 @@ def _tune(run: Run, space: Search, records: dict[str, Trial], show: drive.Show) 
     names, config = list(records), run.config
     scratch = run.storage.root / TEMPORARY / f"tune-{os.getpid()}"  # every node sees it
     share = {"cpu": config.threads, "gpu": min(1, int(ray.cluster_resources().get("GPU", 0)))}
-    tuner = tune.Tuner(
-        tune.with_resources(partial(_perform, run.storage.url, records), share),
-        param_space={"record": tune.grid_search(names), "arm": tune.sample_from(lambda spec: records[spec.config.record].arm)},
-        tune_config=tune.TuneConfig(scheduler=_halving(space, {one.arm for one in records.values()}), reuse_actors=True),
-        run_config=tune.RunConfig(
-            name="trials", storage_path=str(scratch), callbacks=[_bookkeeping(run.storage, records, show)], verbose=0,
-            failure_config=tune.FailureConfig(max_failures=config.execution.tries - 1),
-        ),
-    )  # fmt: skip
     try:
+        tuner = tune.Tuner(
+            tune.with_resources(partial(_perform, run.storage.url, records), share),
+            param_space={"record": tune.grid_search(names), "arm": tune.sample_from(lambda spec: records[spec.config.record].arm)},
+            tune_config=tune.TuneConfig(scheduler=_halving(space, {one.arm for one in records.values()}), reuse_actors=True),
+            run_config=tune.RunConfig(
+                name="trials", storage_path=str(scratch), callbacks=[_bookkeeping(run.storage, records, show)], verbose=0,
+                failure_config=tune.FailureConfig(max_failures=config.execution.tries - 1),
+            ),
+        )  # fmt: skip
         return [str(error).strip().splitlines()[-1] for error in tuner.fit().errors]
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -186,6 +188,9 @@ def _bookkeeping(storage: Storage, records: dict[str, Trial], show: drive.Show):
         def __init__(self):
             self._epochs: dict[str, list[dict]] = {}
 
+        def __reduce__(self):  # Tune writes down how to take up a search of its own; ours is taken up from the records
+            return Callback, ()
+
         def on_trial_result(self, iteration, trials, trial, result, **info):
             row = {name: result[name] for name in ROW if name in result}
             if row.get("epoch") == 1:  # begun, or begun anew after its node was lost
@@ -205,16 +210,19 @@ def _bookkeeping(storage: Storage, records: dict[str, Trial], show: drive.Show):
 
 @contextmanager
 def _ray_here(config) -> Iterator[None]:
-    """A Ray of our own on this machine, on loopback: `execution.workers` trials side by side."""
-    import ray
+    """A Ray of our own on this machine, on loopback, for this process alone: `execution.workers` trials side by side."""
+    with tempfile.TemporaryDirectory(prefix="vhs-ray-", ignore_cleanup_errors=True) as folder:
+        token = Path(folder, "token")
+        token.touch(0o600)
+        token.write_text(secrets.token_hex(32))
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
+        import ray  # which reads them once
 
-    folder = tempfile.mkdtemp(prefix="vhs-ray-")
-    try:
-        ray.init(
-            address="local", num_cpus=config.execution.workers * config.threads, include_dashboard=False, log_to_driver=False,
-            _temp_dir=folder, _node_ip_address="127.0.0.1",
-        )  # fmt: skip
-        yield
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            ray.init(
+                address="local", num_cpus=config.execution.workers * config.threads, include_dashboard=False, log_to_driver=False,
+                logging_level="ERROR", _temp_dir=folder, _node_ip_address="127.0.0.1",
+            )  # fmt: skip
+            yield
+        finally:
+            ray.shutdown()
