@@ -129,7 +129,7 @@ def _result(one: Trial, epochs: list[dict]) -> dict:
 
 def _tune(run: Run, space: Search, records: dict[str, Trial], show: drive.Show) -> list[str]:
     """Put the trials through Ray Tune; each is committed to its record when it ends -> what went wrong, a line for each trial that failed."""
-    os.environ.update(TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", TUNE_DISABLE_SIGINT_HANDLER="1", RAY_CHDIR_TO_TRIAL_DIR="0")
+    os.environ.update(TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", TUNE_DISABLE_SIGINT_HANDLER="1", RAY_CHDIR_TO_TRIAL_DIR="0", RAY_AIR_NEW_OUTPUT="0")
     import ray
     from ray import tune
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Optional
 
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
@@ -214,9 +215,9 @@ def _show_search(opened, table: dict, name: str):
     from vhs import tuning
 
     rows = tuning.rows(table)
-    grid = Grid(*rows[0], title=f"tune/{name}: figures of the inner validation")
+    grid = Grid(*rows[0], title=f"tune/{name}: figures of the inner validation", box=SIMPLE, padding=0)
     for row in rows:
-        grid.add_row(*("–" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()))
+        grid.add_row(*("–" if value != value else f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()))
     Console().print(grid)
     for arm, best in table["best"].items():
         Console().print(f"{arm}, trial {best['number']}: {search.overrides(opened.config, best['settings'])}", soft_wrap=True, highlight=False)

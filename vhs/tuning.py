@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from vhs.settings import Classifier, Section
 
+WORDS = {"learning_rate": "rate", "batch": "batch", "drop_rate": "dropout", "head_hidden": "head", "generated_share": "generated"}
 METRICS = {"validation_accuracy": "max", "validation_loss": "min"}
 
 
@@ -106,13 +107,18 @@ def rows(table: dict) -> list[dict]:
 
     return [
         {
-            "arm": trial["arm"], "ended": trial["state"], "trial": trial["number"],
-            **{name.replace("_", " "): value for name, value in trial["settings"].items()},
-            **{name.replace("validation_", ""): trial["score"][name] for name in METRICS},
-            "trained": sum("epoch" in row for row in trial["epochs"]), "seconds": trial["seconds"],
+            "arm": trial["arm"],
+            "epochs": f"{sum('epoch' in row for row in trial['epochs'])} of {trial['settings']['epochs']}" + ", diverged" * (trial["state"] == "diverged"),
+            "trial": trial["number"],
+            **{word: _figure(trial["settings"][name]) for name, word in WORDS.items()},
+            **{name.removeprefix("validation_"): _figure(trial["score"][name]) for name in METRICS},
         }
         for trial in sorted(table["trials"], key=place)
     ]  # fmt: skip
+
+
+def _figure(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def standing(trial: dict, metric: str) -> list[float]:
