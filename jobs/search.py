@@ -22,6 +22,7 @@ from jobs.config import ConfigError, changed
 from jobs.dispatch import Outcome
 from jobs.plan import PlanError, Run
 from jobs.trial import Trial
+from jobs.unit import Unit
 from shards.storage import TEMPORARY, Storage
 from vhs import tuning
 from vhs.tuning import METRICS, Search
@@ -29,34 +30,42 @@ from vhs.tuning import METRICS, Search
 ROW = ("epoch", "validation_loss", "validation_accuracy", "share", "seconds", "node", "real", "generated", "diverged")  # what a trial says of an epoch
 
 
-def trials(run: Run, space: Search, arms: list[str], count: int) -> list[Trial]:
-    """The trials of a search, arm beside arm. PlanError where the run is not one to search in, ConfigError for an arm it does not train."""
+def arms(run: Run) -> dict[str, Unit]:
+    """The arms that can be searched, each with the unit that trains it. PlanError where the run is not one to search in."""
     if run.config.split.folds:
         raise PlanError(
             f"{run.url} has {run.config.split.folds} folds: each of its training images is in one whose figures are reported, so none is left to search "
             "with. Search in a run with split.folds=0 (--out NEW --reuse RUN), where the test split stays closed"
         )
-    run.only_scope = trial.SCOPE
     left = drive.frontier(run)
     if left and drive.reaches(left[0], "label"):
         raise PlanError(
             f"{run.url} has {len(left[1])} units of {left[0]} to do: a search needs its generated images, labelled. First: vhs stage label {run.url}"
         )
     drive.check_judged(run)
-    units = {unit.params["arm"]: unit for unit in run.units("train") if unit.params["seed"] == run.config.seeds[0]}
-    if unknown := [arm for arm in arms if arm not in units] or not arms:
-        raise ConfigError(f"--arms {','.join(arms)}: {unknown if arms else 'none'} is not trained in {run.url}; legal are {', '.join(units)}")
+    return {unit.params["arm"]: unit for unit in run.units("train") if unit.params["seed"] == run.config.seeds[0]}
+
+
+def trials(run: Run, space: Search, wanted: list[str], count: int) -> list[Trial]:
+    """`count` trials of each arm in `wanted`, arm beside arm. ConfigError for an arm that the run does not train."""
+    units = arms(run)
+    if unknown := [arm for arm in wanted if arm not in units]:
+        raise ConfigError(f"--arms {','.join(wanted)}: {', '.join(unknown)} is not trained in {run.url}; legal are {', '.join(units)}")
     drawn = tuning.draw(space, count, run.config.seeds[0])
-    return [trial.make(run.config, arm, units[arm], number, settings) for number, settings in enumerate(drawn) for arm in dict.fromkeys(arms)]
+    return [trial.make(run.config, arm, units[arm], number, settings) for number, settings in enumerate(drawn) for arm in dict.fromkeys(wanted)]
 
 
-def search(run: Run, space: Search, wanted: list[Trial], name: str, on: str, show: drive.Show) -> dict:
-    """Finish the `wanted` trials and write the table -> the table. PlanError if `name` is another space's; RuntimeError if trials failed."""
-    before = json.loads(run.storage.read(path)) if run.storage.exists(path := f"tune/{name}.json") else {}
-    if before and (keys := changed(before["space"], space.model_dump(mode="json"))):
+def search(run: Run, space: Search, wanted: list[str], count: int, name: str, on: str, show: drive.Show) -> dict:
+    """Finish `count` trials of each arm in `wanted` and write the table -> the table, with what it had of other arms and further trials.
+
+    PlanError if `name` is another space's, or as `arms` has it; ConfigError as `trials` has it; RuntimeError if trials failed.
+    """
+    records = {_record(name, one): one for one in trials(run, space, wanted, count)}
+    said, path = {"space": space.model_dump(mode="json"), "best": {}, "trials": []}, f"tune/{name}.json"
+    before = json.loads(run.storage.read(path)) if run.storage.exists(path) else said
+    if keys := changed(before["space"], said["space"]):
         raise PlanError(f"{path} was searched in another space: {', '.join(keys)} differ. Keep both: --name ANOTHER")
-    run.storage.put(path, _encoded(before or {"space": space.model_dump(mode="json"), "trials": []}))
-    records = {_record(name, one): one for one in wanted}
+    run.storage.put(path, _encoded(before))
     show.stage("trials", len(missing := _missing(run.storage, records)), len(records) - len(missing))
     if missing:
         unfinished = {one.arm for one in missing.values()}  # with them the finished ones of their arms, told again: ASHA compares with all
@@ -65,10 +74,10 @@ def search(run: Run, space: Search, wanted: list[Trial], name: str, on: str, sho
         if missing := _missing(run.storage, records):
             reasons = "\n  ".join(sorted(set(errors))) or "Ray Tune ended early"
             raise RuntimeError(f"{len(missing)} of {len(records)} trials failed:\n  {reasons}\nThe same command tries them again; vhs logs {run.url}")
-    found = [json.loads(run.storage.read(record)) for record in records]
-    seen = {one["identity"] for one in found}
-    found += [one for one in before.get("trials", []) if one["identity"] not in seen and run.storage.exists(f"tune/{name}/{one['identity']}.json")]
-    table = {"space": space.model_dump(mode="json"), "best": _best(found, space.metric), "trials": found}
+    most = max([count, *(one["number"] + 1 for one in before["trials"])])
+    known = sorted((_record(name, one) for one in trials(run, space, list(arms(run)), most)), key=lambda record: record not in records)
+    found = [json.loads(run.storage.read(record)) for record in known if run.storage.exists(record)]
+    table = said | {"best": _best(found, space.metric), "trials": found}
     run.storage.put(path, _encoded(table))
     return table
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Optional
 
@@ -199,12 +200,13 @@ def tune(
 
     if on not in ("local", "ray"):
         raise configuration.ConfigError(f"--on {on}: local or ray. Inside SLURM: sbatch ray.sbatch vhs tune {run} --on ray (README, on a cluster)")
+    if not re.fullmatch(r"[\w-]+", name):
+        raise configuration.ConfigError(f"--name {name}: letters, digits, _ and -")
     opened = plan.reopen(run)
     world.set_environment(opened.config.threads)
     wanted = configuration.read(space, overrides or [], Search)
-    made = search.trials(opened, wanted, [arm.strip() for arm in arms.split(",") if arm.strip()], trials)
     with Display(console) as display:
-        table = search.search(opened, wanted, made, name, on, display)
+        table = search.search(opened, wanted, [arm.strip() for arm in arms.split(",")], trials, name, on, display)
     _show_search(opened, table, name)
     opened.refresh()
     driving.publish(opened)
@@ -221,6 +223,8 @@ def _show_search(opened, table: dict, name: str):
     Console().print(grid)
     for arm, best in table["best"].items():
         Console().print(f"{arm}, trial {best['number']}: {search.overrides(opened.config, best['settings'])}", soft_wrap=True, highlight=False)
+    if unmixed := {one["arm"] for one in table["trials"] if one["arm"] in ("mixed", "pretrain") and one["generated"] == 0}:
+        console.print(f"[yellow]{', '.join(sorted(unmixed))}: no generated image could be mixed in, for a class has none accepted[/]", soft_wrap=True)
     Console().print(
         "Chosen on the inner validation, whose figures flatter whatever is chosen on them; no test image was opened. The arm real has no generated "
         "images to vary. A run gives all its arms the same settings: vhs run CONFIG KEY=VALUE … --out NEW --reuse RUN",

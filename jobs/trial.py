@@ -123,17 +123,19 @@ def perform(url: str, record: str, trial: Trial, report) -> None:
     world.set_environment(config.threads)
     world.set_numerics(config.threads)
 
+    def about() -> dict:
+        return {"node": socket.gethostname(), "seconds": round(time.monotonic() - begun, 1)}
+
     def told(figures: dict):
         rows.append({name: value for name, value in figures.items() if name.startswith("validation_")})
-        about = {"node": socket.gethostname(), "seconds": round(time.monotonic() - begun, 1), "real": figures["real"], "generated": figures["generated"]}
         share = len(rows) / trial.settings.epochs + 1e-9  # ASHA multiplies its marks, and 0.2 * 3 is more than 0.6
-        report({"epoch": len(rows), "share": share, **rows[-1], **about})
+        report({"epoch": len(rows), "share": share, **rows[-1], "real": figures["real"], "generated": figures["generated"], **about()})
 
     try:
         inputs = Inside(storage, trial.unit)
         train.fit(config, inputs, inputs, Output(None, Silent(), None), told)
     except FloatingPointError as error:
-        report({"diverged": str(error)})
+        report({"diverged": str(error), **about()})
     except Exception as error:
         failures.record(storage, trial.unit, error)
         raise

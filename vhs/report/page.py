@@ -70,7 +70,7 @@ def with_search(page: str, name: str, table: dict, best: dict[str, str]) -> str:
     rows, states = pd.DataFrame(tuning.rows(table)), [trial["state"] for trial in table["trials"]]
     section = _environment().get_template("search.html.j2").render(
         name=name, trials=len(states), stopped=states.count("stopped"), diverged=states.count("diverged"), best=best, table=_grid(rows),
-        arms=f"{rows.arm.nunique()} {'arms' if rows.arm.nunique() > 1 else 'arm'}", metric=_word(table["space"]["metric"]),
+        arms=" and ".join(rows.arm.unique()), metric=_word(table["space"]["metric"]),
         figure=_embedded(name, search(table)),
     )  # fmt: skip
     before, end, after = page.rpartition("</main>")
