@@ -7,6 +7,7 @@ table of all, made anew from them. Nothing in a run reads either; the report sho
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -17,7 +18,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from jobs import actors, drive, failures, trial
+from jobs import actors, drive, trial
 from jobs.config import ConfigError, changed
 from jobs.dispatch import Outcome
 from jobs.plan import PlanError, Run
@@ -73,7 +74,7 @@ def search(run: Run, space: Search, wanted: list[str], count: int, name: str, on
             errors = _tune(run, space, {record: one for record, one in records.items() if one.arm in unfinished}, show)
         if missing := _missing(run.storage, records):
             reasons = "\n  ".join(sorted(set(errors))) or "Ray Tune ended early"
-            raise RuntimeError(f"{len(missing)} of {len(records)} trials failed:\n  {reasons}\nThe same command tries them again; vhs logs {run.url}")
+            raise RuntimeError(f"{len(missing)} of {len(records)} trials failed:\n  {reasons}\nTracebacks are in {run.url}/state/tune. The same command tries again.")
     most = max([count, *(one["number"] + 1 for one in before["trials"])])
     known = sorted((_record(name, one) for one in trials(run, space, list(arms(run)), most)), key=lambda record: record not in records)
     found = [json.loads(run.storage.read(record)) for record in known if run.storage.exists(record)]
@@ -142,20 +143,24 @@ def _tune(run: Run, space: Search, records: dict[str, Trial], show: drive.Show) 
     import ray
     from ray import tune
 
-    names, config = list(records), run.config
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # one display a run: ours
+    config = run.config
     scratch = run.storage.root / TEMPORARY / f"tune-{os.getpid()}"  # every node sees it
     share = {"cpu": config.threads, "gpu": min(1, int(ray.cluster_resources().get("GPU", 0)))}
     try:
         tuner = tune.Tuner(
             tune.with_resources(partial(_perform, run.storage.url, records), share),
-            param_space={"record": tune.grid_search(names), "arm": tune.sample_from(lambda spec: records[spec.config.record].arm)},
-            tune_config=tune.TuneConfig(scheduler=_halving(space, {one.arm for one in records.values()}), reuse_actors=True),
+            param_space={"record": tune.grid_search(list(records))},
+            tune_config=tune.TuneConfig(scheduler=_halving(space, {record: one.arm for record, one in records.items()}), reuse_actors=True),
             run_config=tune.RunConfig(
                 name="trials", storage_path=str(scratch), callbacks=[_bookkeeping(run.storage, records, show)], verbose=0,
                 failure_config=tune.FailureConfig(max_failures=config.execution.tries - 1),
             ),
         )  # fmt: skip
-        return [str(error).strip().splitlines()[-1] for error in tuner.fit().errors]
+        failed = {result.config["record"]: str(result.error).strip() for result in tuner.fit() if result.error}
+        for record, traceback in failed.items():
+            run.storage.put(f"state/tune/{records[record].unit.identity}.txt", traceback.encode())
+        return [traceback.splitlines()[-1] for traceback in failed.values()]
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -166,25 +171,28 @@ def _perform(url: str, records: dict[str, Trial], chosen: dict):
     trial.perform(url, chosen["record"], records[chosen["record"]], tune.report)
 
 
-def _halving(space: Search, arms: set[str]):
-    """ASHA for each arm by itself: an arm that is worse than another loses no more of its trials than that one."""
+def _halving(space: Search, arms: dict[str, str]):
+    """ASHA for each arm by itself: an arm that is worse than another loses no more of its trials than that one. `arms`: record -> arm."""
     from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
     options = {"time_attr": "share", "max_t": 1, "grace_period": space.grace, "reduction_factor": space.reduction}
-    of = {arm: ASHAScheduler(metric=space.metric, mode=METRICS[space.metric], **options) for arm in arms}
+    by_arm = {arm: ASHAScheduler(metric=space.metric, mode=METRICS[space.metric], **options) for arm in set(arms.values())}
+
+    def of(one) -> ASHAScheduler:
+        return by_arm[arms[one.config["record"]]]
 
     class ByArm(FIFOScheduler):
         def on_trial_add(self, controller, one):
-            of[one.config["arm"]].on_trial_add(controller, one)
+            of(one).on_trial_add(controller, one)
 
         def on_trial_result(self, controller, one, result):
-            return of[one.config["arm"]].on_trial_result(controller, one, result)
+            return of(one).on_trial_result(controller, one, result)
 
         def on_trial_complete(self, controller, one, result):
-            of[one.config["arm"]].on_trial_complete(controller, one, result)
+            of(one).on_trial_complete(controller, one, result)
 
         def on_trial_remove(self, controller, one):
-            of[one.config["arm"]].on_trial_remove(controller, one)
+            of(one).on_trial_remove(controller, one)
 
     return ByArm()
 
@@ -211,7 +219,7 @@ def _bookkeeping(storage: Storage, records: dict[str, Trial], show: drive.Show):
         def on_trial_complete(self, iteration, trials, trial, **info):
             record, one = trial.config["record"], records[trial.config["record"]]
             if storage.commit(record, _encoded(_result(one, self._epochs[record]))):
-                failures.forget(storage, one.unit.identity)
+                storage.delete(f"state/tune/{one.unit.identity}.txt")
                 show.outcome(Outcome(one.unit, "done"))
 
     return Bookkeeping()

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from jobs import failures, world
+from jobs import world
 from jobs.attempt import Inputs, Output
 from jobs.config import Config
 from jobs.lineage import LeakError
@@ -110,7 +110,7 @@ class Inside(Inputs):
 def perform(url: str, record: str, trial: Trial, report) -> None:
     """Train the trial on this machine; `report` hears of every epoch and may raise to end it. What is at `record` already is only told again.
 
-    A loss that is no number is an answer: {"diverged": why}. Any other error is a failure of the run at `url`, and raised.
+    A loss that is no number is an answer: {"diverged": why}. Any other error is raised.
     """
     storage = open_storage(url)
     if storage.exists(record):
@@ -136,7 +136,4 @@ def perform(url: str, record: str, trial: Trial, report) -> None:
         train.fit(config, inputs, inputs, Output(None, Silent(), None), told)
     except FloatingPointError as error:
         report({"diverged": str(error), **about()})
-    except Exception as error:
-        failures.record(storage, trial.unit, error)
-        raise
 

@@ -132,12 +132,12 @@ def test_a_trial_reads_no_byte_of_a_test_image(reference, tmp_path):
     assert len(held_out) > 0 and len(figures["whole"]) == 2 and figures["whole"] == figures["spoiled"] and figures["whole"][0][2] > 0
 
 
-def test_a_loss_that_is_no_number_is_an_answer_and_no_failure(reference, tmp_path):
-    run, said = begin(tmp_path / "run", reference), []
+def test_a_loss_that_is_no_number_is_an_answer(run):
+    said = []
     one = search.trials(run, config.read("search", [*SMALL, "learning_rate={low: 1.0e+30, high: 1.0e+30}"], Search), ["real"], 1)[0]
     trial.perform(run.storage.url, "tune/none.json", one, said.append)
     found = search._result(one, said)
-    assert found["state"] == "diverged" and "learning rate" in said[-1]["diverged"] and not (tmp_path / "run" / "state" / "failures").exists()
+    assert found["state"] == "diverged" and "learning rate" in said[-1]["diverged"]
 
 
 def records(run, name: str = "search") -> dict[str, bytes]:
@@ -171,7 +171,7 @@ def test_an_interrupted_search_goes_on_and_the_page_shows_it(reference, tmp_path
 @pytest.mark.slow
 def test_twelve_trials_on_three_nodes_of_a_ray_cluster(cluster, reference, tmp_path, figure):
     begin(tmp_path / "run", reference)
-    arguments = ("tune", str(tmp_path / "run"), *SMALL, "--trials", "6", "--arms", "real,mixed", "--on", "ray")
+    arguments = ("tune", str(tmp_path / "run"), *SMALL, "epochs=[4,6]", "grace=0.25", "--trials", "6", "--arms", "real,mixed", "--on", "ray")
     said = submit(cluster, tmp_path, "ray.sbatch", "vhs", *arguments, stage="generate", options="--nodes=3")
     found = json.loads((tmp_path / "run" / "tune" / "search.json").read_text())["trials"]
     nodes, states = {one["node"] for one in found}, [one["state"] for one in found]
