@@ -74,7 +74,8 @@ def search(run: Run, space: Search, wanted: list[str], count: int, name: str, on
             errors = _tune(run, space, {record: one for record, one in records.items() if one.arm in unfinished}, show)
         if missing := _missing(run.storage, records):
             reasons = "\n  ".join(sorted(set(errors))) or "Ray Tune ended early"
-            raise RuntimeError(f"{len(missing)} of {len(records)} trials failed:\n  {reasons}\nTracebacks are in {run.url}/state/tune. The same command tries again.")
+            more = f"Tracebacks are in {run.url}/state/tune. The same command tries again."
+            raise RuntimeError(f"{len(missing)} of {len(records)} trials failed:\n  {reasons}\n{more}")
     most = max([count, *(one["number"] + 1 for one in before["trials"])])
     known = sorted((_record(name, one) for one in trials(run, space, list(arms(run)), most)), key=lambda record: record not in records)
     found = [json.loads(run.storage.read(record)) for record in known if run.storage.exists(record)]
