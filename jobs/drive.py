@@ -46,17 +46,12 @@ def frontier(run: Run) -> tuple[str, list[Unit]] | None:
 def drive(run: Run, *, on: str = "local", reuse: str | None = None, only: str | None = None, show: Show | None = None):
     """Work until the run is complete, or until stage `only` is, on this machine or on the Ray cluster around it (`on`: local | ray). Failed if
     units fail."""
-    from jobs import rounds  # pandas
-
     show = show or Show()
     with backend_of(on)(run.config) as backend:
         while (work := frontier(run)) and (only is None or reaches(work[0], only)):
             stage, pending = work
-            if stage == "train" and (scopes := rounds.waiting(run)):
-                raise plan.PlanError(
-                    f"label_by hand: the images drawn for {', '.join(scopes)} wait for a person. vhs labels {run.url} export FILE.csv --images DIR, "
-                    f"write yes or no under `accepted`, vhs labels {run.url} import FILE.csv, then run the same command again"
-                )
+            if stage == "train":
+                check_judged(run)
             if reuse and plan.adopt(run, pending, reuse):
                 run.refresh()
                 continue
@@ -73,6 +68,17 @@ def drive(run: Run, *, on: str = "local", reuse: str | None = None, only: str | 
     publish(run)
 
 
+def check_judged(run: Run):
+    """PlanError where generated images wait for a person's word (label_by hand)."""
+    from jobs import rounds  # pandas
+
+    if scopes := rounds.waiting(run):
+        raise plan.PlanError(
+            f"label_by hand: the images drawn for {', '.join(scopes)} wait for a person. vhs labels {run.url} export FILE.csv --images DIR, "
+            f"write yes or no under `accepted`, vhs labels {run.url} import FILE.csv, then run the same command again"
+        )
+
+
 def reaches(stage: str, only: str) -> bool:
     """Whether `stage` has to be done for stage `only` to be. Generation is done when labels say so."""
     order = [s.NAME for s in STAGES]
@@ -82,12 +88,16 @@ def reaches(stage: str, only: str) -> bool:
 def publish(run: Run):
     """The views that people and plain tools look for, made anew from the markers; vhs itself never reads them. And checkpoints nobody needs go.
 
-    The report's files (index.html, summary.json, predictions/) at fixed names, rejects.json beside the real images, and a shards.txt in every folder of shards.
+    The report's files (index.html, summary.json, predictions/) at fixed names, the page with what `vhs tune` found in it, rejects.json beside the
+    real images, and a shards.txt in every folder of shards.
     """
+    from jobs import search
+
     done = [unit for _, units in run.named() for unit in units if run.done(unit)]
     for unit in (unit for unit in done if unit.stage == "report"):
         for name in run.marker(unit.marker).files:
-            run.storage.put(f"report/{name}", run.storage.read(f"{run.marker(unit.marker).folder}/{name}"))
+            data = run.storage.read(f"{run.marker(unit.marker).folder}/{name}")
+            run.storage.put(f"report/{name}", search.shown(run, data) if name == "index.html" else data)
     for folder in sorted({unit.path.rpartition("/")[0] for unit in done if run.marker(unit.marker).shard}):
         mine = {unit.marker for unit in done}
         manifest.write_shards_txt(run.storage, folder, keep=mine.__contains__)

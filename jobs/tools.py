@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Optional
 
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
@@ -172,6 +174,62 @@ def pretrain(
 
     pretraining.pretrain(config, out, init, overrides or [])
     console.print(f"base model in {out}")
+
+
+@app.command()
+def tune(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run that has labelled its generated images.")],
+    overrides: Annotated[
+        Optional[list[str]], typer.Argument(metavar="[KEY=VALUE]...", help="What to search otherwise: epochs=[10,20] learning_rate.high=1e-2")
+    ] = None,
+    trials: Annotated[int, typer.Option(min=1, help="Of each arm. More of them go on from fewer.")] = 12,
+    arms: Annotated[str, typer.Option(help="Arms that the run trains; each is given the same trials.")] = "real,mixed",
+    on: Annotated[str, typer.Option(help="local; or ray (RAY_ADDRESS says which), for example beside the head that ray.sbatch starts.")] = "local",
+    space: Annotated[str, typer.Option(help="What is searched: search, which comes with vhs, or a YAML file like it.")] = "search",
+    name: Annotated[str, typer.Option(help="Of the table, RUN/tune/NAME.json.")] = "search",
+):
+    """Search the classifier's settings by Ray Tune's ASHA: the same trials for every arm, judged on the inner validation. The same command resumes.
+
+    Example: vhs tune runs/mine --trials 24 --arms real,real-matched,mixed
+    """
+    from jobs import config as configuration
+    from jobs import drive as driving
+    from jobs import plan, search
+    from jobs.display import Display
+    from vhs.tuning import Search
+
+    if on not in ("local", "ray"):
+        raise configuration.ConfigError(f"--on {on}: local or ray. Inside SLURM: sbatch ray.sbatch vhs tune {run} --on ray (README, on a cluster)")
+    if not re.fullmatch(r"[\w-]+", name):
+        raise configuration.ConfigError(f"--name {name}: letters, digits, _ and -")
+    opened = plan.reopen(run)
+    world.set_environment(opened.config.threads)
+    wanted = configuration.read(space, overrides or [], Search)
+    with Display(console) as display:
+        table = search.search(opened, wanted, [arm.strip() for arm in arms.split(",")], trials, name, on, display)
+    _show_search(opened, table, name)
+    opened.refresh()
+    driving.publish(opened)
+
+
+def _show_search(opened, table: dict, name: str):
+    from jobs import search
+    from vhs import tuning
+
+    rows = tuning.rows(table)
+    grid = Grid(*rows[0], title=f"tune/{name}: figures of the inner validation", box=SIMPLE, padding=0)
+    for row in rows:
+        grid.add_row(*("–" if value != value else f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()))
+    Console().print(grid)
+    for arm, best in table["best"].items():
+        Console().print(f"{arm}, trial {best['number']}: {search.overrides(opened.config, best['settings'])}", soft_wrap=True, highlight=False)
+    if unmixed := {one["arm"] for one in table["trials"] if one["arm"] in ("mixed", "pretrain") and one["generated"] == 0}:
+        console.print(f"[yellow]{', '.join(sorted(unmixed))}: no generated image could be mixed in, for a class has none accepted[/]", soft_wrap=True)
+    Console().print(
+        "Chosen on the inner validation, whose figures flatter whatever is chosen on them; no test image was opened. The arm real has no generated "
+        "images to vary. A run gives all its arms the same settings: vhs run CONFIG KEY=VALUE … --out NEW --reuse RUN",
+        soft_wrap=True, highlight=False,
+    )  # fmt: skip
 
 
 bench = typer.Typer(no_args_is_help=True, help="This project's hot paths beside the libraries it could have used: ratios from one run. Minutes.")

@@ -67,18 +67,34 @@ def _unit(run, arm: str, scope: str, seed: int) -> Unit:
 def work(config, inputs, output) -> Files:
     import json
 
-    import numpy as np
     import pandas as pd
+
+    from jobs import lineage, models
+    from vhs.networks import save_classifier
+
+    scope = lineage.split_rows(inputs)
+    model, curve, facts = fit(config, inputs, scope, output)
+    save_classifier(model, config.classifier, output.folder)
+    curve.save(output.folder)
+    makers = [marker.facts for role in ("generator", "labeller") for marker in inputs.markers(role)]
+    seen = lineage.seen(pd.concat([scope.training, scope.inner]), models.seen(config.classifier.weights), *makers)
+    (output.folder / "lineage.json").write_text(json.dumps(seen, indent=1))
+    return Files({**inputs.params, **facts})
+
+
+def fit(config, inputs, scope, output, told: Callable[[dict], None] = lambda figures: None):
+    """Train the arm of `inputs` on `scope`'s training images -> (model, its Curve, facts of the training). `told` hears, after every epoch, what the
+    inner validation says, and may raise to end it. Of `scope` it asks training, inner and held_out_patients, of `output` the progress."""
+    import numpy as np
 
     from jobs import batches, lineage, models, world
     from vhs import augmentation, training
     from vhs.curve import Curve
     from vhs.measure import CLASSES
-    from vhs.networks import build_classifier, save_classifier
+    from vhs.networks import build_classifier
 
-    settings, scope = config.classifier, lineage.split_rows(inputs)
-    before = models.seen(settings.weights)
-    lineage.guard_weights(settings.weights, before, scope.held_out_patients)
+    settings = config.classifier
+    lineage.guard_weights(settings.weights, models.seen(settings.weights), scope.held_out_patients)
     draw = _draw(config, inputs, scope)
     epochs = batches.Epochs(inputs.storage, draw.rows, settings.batch, draw.order)
     steps = settings.epochs * epochs.steps
@@ -88,6 +104,14 @@ def work(config, inputs, output) -> Files:
     inner = batches.Epochs(inputs.storage, scope.inner, settings.batch, lambda epoch: np.arange(len(scope.inner)))
     truth = dict(zip(scope.inner.key, scope.inner.label, strict=True))
     seed, curve = inputs.params["seed"], Curve(steps)
+    facts = {"real": draw.real, "generated": draw.generated, "steps": steps, "class_prior": draw.prior, "class_weights": weights}
+    judge = training.inner_validation(lambda: inner(0, 0), truth, accelerator, settings.size_px)
+
+    def validate(model) -> dict[str, float]:
+        figures = judge(model)
+        told({**facts, **figures})
+        return figures
+
     model = training.fit(
         build_classifier(settings, seed=seed),
         training.cross_entropy(settings.label_smoothing, weights),
@@ -102,27 +126,12 @@ def work(config, inputs, output) -> Files:
         augment=augmentation.for_classifier(settings, config.measure.mirror),
         size_px=settings.size_px,
         curve=curve,
-        validate=training.inner_validation(lambda: inner(0, 0), truth, accelerator, settings.size_px),
+        validate=validate,
         plateau={"patience": settings.plateau_patience, "factor": settings.plateau_factor} if settings.schedule == "plateau" else None,
         keep_best=settings.keep == "best_inner",
         sharding=settings.sharding,
     )
-    save_classifier(model, settings, output.folder)
-    curve.save(output.folder)
-    makers = [marker.facts for role in ("generator", "labeller") for marker in inputs.markers(role)]
-    seen = lineage.seen(pd.concat([scope.training, scope.inner]), before, *makers)
-    (output.folder / "lineage.json").write_text(json.dumps(seen, indent=1))
-    return Files(
-        {
-            **inputs.params,
-            "real": draw.real,
-            "generated": draw.generated,
-            "steps": steps,
-            "trained_by": curve.trained_by,
-            "class_prior": draw.prior,
-            "class_weights": weights,
-        }
-    )
+    return model, curve, facts | {"trained_by": curve.trained_by}
 
 
 @dataclass(frozen=True)

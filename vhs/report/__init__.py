@@ -2,6 +2,6 @@
 
 from vhs.report.figures import agreement, curves, forest, index_bins, labeller_scatter
 from vhs.report.overlay import captioned, contact_sheet, fitted, overlay
-from vhs.report.page import render
+from vhs.report.page import render, with_search
 
-__all__ = ["agreement", "captioned", "contact_sheet", "curves", "fitted", "forest", "index_bins", "labeller_scatter", "overlay", "render"]
+__all__ = ["agreement", "captioned", "contact_sheet", "curves", "fitted", "forest", "index_bins", "labeller_scatter", "overlay", "render", "with_search"]

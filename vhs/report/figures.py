@@ -131,6 +131,25 @@ def curves(rows: pd.DataFrame) -> bytes:
         return _svg(figure, "curves")
 
 
+def search(table: dict) -> bytes:
+    """What a search's trials reached after each epoch, over the share of their own epochs, coloured by arm -> SVG. `table`: see jobs/search.py."""
+    metric, arms = table["space"]["metric"], list(dict.fromkeys(trial["arm"] for trial in table["trials"]))
+    colours = dict(zip(arms, itertools.cycle((ACCENT, SECOND, THIRD, INK))))
+    with _style():
+        figure, (axis,) = _canvas(6.6, 3.2, [1])
+        for trial in table["trials"]:
+            told = [(100 * row["share"], row[metric]) for row in trial["epochs"] if metric in row]
+            if told:
+                colour, mark = colours[trial["arm"]], "o" if trial["state"] == "whole" else "x"
+                axis.plot(*zip(*told), color=colour, linewidth=1, alpha=0.7)
+                axis.plot(*told[-1], color=colour, marker=mark, markersize=5)
+        for arm, colour in colours.items():
+            axis.plot([], [], color=colour, linewidth=1.6, label=arm)
+        axis.set(xlabel="epochs of a trial's own, %", ylabel=metric.replace("_", " "))
+        axis.legend(frameon=False, labelcolor=INK, fontsize=8, ncols=len(colours))
+        return _svg(figure, "search")
+
+
 def _interval(axis, y: float, figures: dict, name: str, filled: bool) -> None:
     low, high = (100 * bound for bound in figures["ci95"])
     axis.plot([low, high], [y, y], color=ACCENT, linewidth=2 if filled else 1.2, solid_capstyle="butt")

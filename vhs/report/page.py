@@ -12,8 +12,10 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
+from vhs import tuning
 from vhs.measure import CLASSES
 from vhs.metrics import ARMS, EVALUATOR_ORDER, verdict
+from vhs.report.figures import search
 
 BY_ARM = ("by_class", "by_source", "near_boundary", "by_seed")
 COUNTS = ("composition", "rejections", "agreement", "measurement", "likeness")
@@ -49,9 +51,7 @@ def render(summary: dict, tables: dict[str, pd.DataFrame], figures: dict[str, by
     for what, given, known in (("table", tables, TABLES), ("figure", figures, FIGURES)):
         if unknown := sorted(set(given) - set(known)):
             raise ValueError(f"the page shows no {what} called {', '.join(unknown)}; it knows {', '.join(known)}")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(percent=_percent, interval=_interval, number=_word)
-    template = environment.from_string(files("vhs.report").joinpath("page.html.j2").read_text(encoding="utf-8"))
+    template = _environment().get_template("page.html.j2")
     shown = {name: table for name, table in tables.items() if len(table)}
     grids = {name: _by_arm(shown[name]) for name in BY_ARM if name in shown} | {name: _grid(shown[name]) for name in COUNTS if name in shown}
     return template.render(
@@ -63,6 +63,25 @@ def render(summary: dict, tables: dict[str, pd.DataFrame], figures: dict[str, by
         figures={name: _embedded(name, data) for name, data in figures.items()},
         plan=notes.get("plan", {}), versions=notes.get("versions", {}), limits=notes.get("limits", []),
     )  # fmt: skip
+
+
+def with_search(page: str, name: str, table: dict, best: dict[str, str]) -> str:
+    """A rendered page with a section on a finished search: its `table` (jobs/search.py) and, by arm, the best settings in words."""
+    rows, states = pd.DataFrame(tuning.rows(table)), [trial["state"] for trial in table["trials"]]
+    section = _environment().get_template("search.html.j2").render(
+        name=name, trials=len(states), stopped=states.count("stopped"), diverged=states.count("diverged"), best=best, table=_grid(rows),
+        arms=" and ".join(rows.arm.unique()), metric=_word(table["space"]["metric"]),
+        figure=_embedded(name, search(table)),
+    )  # fmt: skip
+    before, end, after = page.rpartition("</main>")
+    return f"{before}{section}\n{end}{after}"
+
+
+def _environment() -> jinja2.Environment:
+    loader = jinja2.FunctionLoader(lambda name: files("vhs.report").joinpath(name).read_text(encoding="utf-8"))
+    made = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made.filters.update(percent=_percent, interval=_interval, number=_word)
+    return made
 
 
 def _percent(fraction: float) -> str:
