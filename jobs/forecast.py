@@ -313,7 +313,7 @@ def _measured(run: Run, machine: rates.Machine) -> tuple[float, dict[str, float]
         if row.seconds:
             took = cost.core_seconds if machine is rates.CORE else cost.seconds * row.ranks
             factors[cost.stage] = took / cost.units / (row.seconds / row.units)
-    stored = [run.storage.size(name) for name in run.names if name.startswith("real/") and name.endswith(".tar")]
+    stored = [run.storage.size(name) for name in run.under("real/") if name.endswith(".tar")]
     images = sum(run.marker(unit.marker).facts["images"] for unit in dict(run.named()).get("ingest", []) if run.done(unit))
     pixel = sum(stored) / images / run.config.resolution**2 if images else rates.PNG_BYTES_PER_PIXEL
     return max(0.05, kept / produced) if produced else rates.ACCEPTED, factors, {cost.stage: cost.peak_gb for cost in spent}, pixel
