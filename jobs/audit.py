@@ -72,7 +72,7 @@ def regenerate(url: str, key: str) -> dict:
     from vhs.radiograph import decode_png, encode_png
 
     run = plan.reopen(url)
-    for path in sorted(name for name in run.names if name.startswith("generated/") and name.endswith(".parquet")):
+    for path in (name for name in run.under("generated/") if name.endswith(".parquet")):
         table = manifest.load(run.storage, paths=[path])
         keys = table["key"].to_pylist()
         if key not in keys:

@@ -45,6 +45,9 @@ def run(
     calibrate: Annotated[
         Optional[str], typer.Option(metavar="RUN", help="With --dry-run: a run on this machine whose measured rates replace the stated ones.")
     ] = None,
+    gpus: Annotated[
+        Optional[str], typer.Option(metavar="N,N…", help="With --dry-run: wall time and GPU-hours on so many GPUs (cores, where execution.device is cpu).")
+    ] = None,
     scope: Annotated[
         Optional[str],
         typer.Option(help="Only this experiment of the plan, up to its predictions: split, fold-0, fold-1 … The report waits for all."),
@@ -54,14 +57,17 @@ def run(
 
     Example: vhs run ctr data=my/radiographs --out runs/mine
 
-    Before days of work: vhs run paper --dry-run --calibrate runs/mine
+    Before days of work: vhs run paper --dry-run --calibrate runs/mine --gpus 8,64,512
     """
     from jobs import config as configuration
     from jobs import overview, plan
+    from jobs.dry_run import dry_run as dry_run_of
     from shards.storage import open_storage
     from vhs import sources
 
     settings = configuration.load(config, overrides or [])
+    if gpus and not dry_run:
+        raise configuration.ConfigError(f"--gpus {gpus}: only a dry run plans for numbers of GPUs; add --dry-run")
     if dry_run and scope:
         raise configuration.ConfigError(f"--scope {scope}: a dry run plans every scope; leave one of the two out")
     cluster = elsewhere.site(on, cluster)
@@ -70,7 +76,7 @@ def run(
     if settings.data != "phantoms" and not data_away and not open_storage(out).exists("plan.json"):  # later the data may be away
         console.print(f"data: {sources.layout(settings.data)}", markup=False, soft_wrap=True)
     if dry_run:
-        return _dry_run(settings, out, calibrate)
+        return dry_run_of(settings, out, calibrate, gpus)
     world.set_environment(settings.threads)
     if reuse:
         plan.read_plan(reuse)
@@ -205,31 +211,6 @@ def regenerate(run: RunArgument, key: Annotated[str, typer.Argument(help="Key of
         differs = ", ".join(f"{name} {then} -> {now}" for name, (then, now) in found["numerics"].items()) or "nothing that is recorded"
         console.print(f"[yellow]other bytes[/], mean difference {found['difference']:.3f} grey levels; numerics that differ: {differs}")
     raise typer.Exit(0 if not found["difference"] or (found["numerics"] and found["difference"] <= 1) else 1)
-
-
-def _dry_run(settings, out: str, calibrate: str | None):
-    from jobs import forecast, plan
-    from jobs.display import plan_table
-    from jobs.drive import frontier
-    from shards.storage import open_storage
-
-    console.print(
-        f"{settings.name}: {settings.view} at {settings.resolution} px, arms {', '.join(settings.arms)}, seeds {', '.join(map(str, settings.seeds))}, "
-        f"{settings.split.folds or 'no'} folds -> {out}"
-    )
-    opened = plan.Run(out, settings, read_only=True)
-    begun = open_storage(out).exists("plan.json")
-    if begun:
-        plan.check(settings, out)
-        left = frontier(opened)
-        console.print(f"would go on with {left[0]}: {len(left[1])} units" if left else "complete: nothing would be done")
-    else:
-        console.print("a new run: would begin with ingest")
-    measured = plan.reopen(calibrate, read_only=True) if calibrate else opened if begun else None
-    planned = forecast.forecast(settings, sizes := forecast.sizes(settings, opened), measured)
-    Console().print(plan_table(planned))
-    for line in (*forecast.notes(planned), *forecast.detectable(sizes, settings.split.folds)):
-        Console().print(line, soft_wrap=True, highlight=False)
 
 
 def _validation(opened):

@@ -6,9 +6,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from jobs import makespan
 from jobs.dispatch import Outcome
 from jobs.drive import Show
-from jobs.forecast import Forecast
+from jobs.forecast import SHARDED, Forecast
 
 
 class Display(Show):
@@ -65,4 +66,23 @@ def plan_table(planned: Forecast) -> Table:
     known = [[value for value in values if value is not None] for values in zip(*((r.gb, planned.stage_hours(r), r.memory_gb) for r in planned.rows))]
     units, (gb, hours, memory) = sum(row.units for row in planned.rows), known
     grid.add_row("all", str(units), "", "", f"{sum(gb):.3f}", f"{sum(hours):.2f}", "", f"{max(memory):.1f}")
+    return grid
+
+
+def scaling_table(planned: Forecast, counts: list[int]) -> Table:
+    """The hours on each number of devices. `held`: if all are kept from beginning to end; the rest of it is idle."""
+    word, rows = planned.machine.plural, planned.rows
+    unit = word.removesuffix("s")
+    grid = Table(word, "wall hours", f"{unit}-hours at work", "held", "idle", "longest stage", "GB", "shards", "rates", title=f"on so many {word}")
+    measured = {row.measured for row in rows if row.seconds}
+    known = "partly measured" if len(measured) > 1 else "measured" if True in measured else "stated"
+    at_work = sum(block.device_s for block in planned.blocks) / 3600
+    for count in counts:
+        by_stage: dict[str, float] = {}
+        for block in planned.blocks:
+            by_stage[block.stage] = by_stage.get(block.stage, 0.0) + block.wall_s(count) / 3600
+        wall, longest = makespan.wall_s(planned.blocks, count) / 3600, max(by_stage, key=by_stage.get)
+        hours = (f"{wall:.2f}", f"{at_work:.2f}", f"{wall * count:.2f}", f"{max(0.0, 1 - at_work / (wall * count)):.0%}")
+        amounts = (f"{sum(row.gb or 0 for row in rows):.3f}", str(sum(row.units for row in rows if row.stage in SHARDED)))
+        grid.add_row(str(count), *hours, f"{longest} {by_stage[longest]:.2f}", *amounts, known)
     return grid

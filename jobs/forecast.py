@@ -10,10 +10,12 @@ import json
 import math
 import shutil
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 
-from jobs import models, rates, status
+from jobs import makespan, models, rates, status
 from jobs.config import Config, ConfigError
+from jobs.makespan import Block
 from jobs.plan import Run
 from vhs.measure import CLASSES
 from vhs.settings import Classifier, DreamBooth
@@ -36,9 +38,14 @@ class Sizes:
         return self.train + self.valid + self.test
 
 
+LIGHT = ("ingest", "split", "report")  # stages that open no model
+SHARDED = ("ingest", "priors", "generate")  # stages whose units are a shard each
+
+
 @dataclass(frozen=True)
 class Row:
-    """One stage. Device seconds are of all units one after the other; None where a model is not in the tables of jobs/rates.py."""
+    """One stage. Device seconds are of all units one after the other; None where a model is not in the tables of jobs/rates.py. `start_s` of them
+    each unit takes before it works. `parts`: what each unit has of the rest, relative; none: all the same."""
 
     stage: str
     units: int
@@ -48,6 +55,20 @@ class Row:
     seconds: float | None = 0.0
     memory_gb: float | None = 0.5
     measured: bool = False
+    start_s: float = 0.0
+    parts: tuple[float, ...] = ()
+    ranks: int = 1
+    rounds: int = 1
+
+    @property
+    def blocks(self) -> list[Block]:
+        """Its units between barriers, a block a round; none where its seconds are unknown."""
+        if self.seconds is None:
+            return []
+        parts = self.parts or (1.0,) * self.units
+        each = max(0.0, self.seconds - self.units * self.start_s) / max(1e-9, sum(parts))
+        work, size = tuple(each * part for part in parts), self.units // self.rounds
+        return [Block(self.stage, self.ranks, self.start_s, work[n * size : (n + 1) * size]) for n in range(self.rounds)]
 
 
 @dataclass(frozen=True)
@@ -67,7 +88,23 @@ class Forecast:
         return None if None in each else sum(each)
 
     def stage_hours(self, row: Row) -> float | None:
-        return None if row.seconds is None else row.seconds / 3600 / max(1, min(self.side_by_side, row.units))
+        return None if row.seconds is None else sum(block.wall_s(self.side_by_side) for block in row.blocks) / 3600
+
+    @property
+    def blocks(self) -> list[Block]:
+        """What is between barriers, in order, of all stages whose seconds are known: generation and labelling alternate, round by round."""
+        by_stage, blocks = {row.stage: row.blocks for row in self.rows}, []
+        for stage in by_stage:
+            if stage == "generate":
+                blocks += [block for pair in zip_longest(by_stage["generate"], by_stage["label"]) for block in pair if block]
+            elif stage != "label":
+                blocks += by_stage[stage]
+        return blocks
+
+    @property
+    def unknown(self) -> list[str]:
+        """Stages whose seconds are not known."""
+        return [row.stage for row in self.rows if row.seconds is None]
 
 
 def forecast(config: Config, sizes: Sizes, calibrate: Run | None = None) -> Forecast:
@@ -83,6 +120,7 @@ def forecast(config: Config, sizes: Sizes, calibrate: Run | None = None) -> Fore
         replace(
             row,
             seconds=row.seconds and row.seconds * factors.get(row.stage, 1),
+            start_s=row.start_s * factors.get(row.stage, 1),
             memory_gb=peaks.get(row.stage, row.memory_gb),
             measured=row.stage in factors,
         )
@@ -96,6 +134,13 @@ def device(config: Config) -> rates.Machine:
     """The machine that is planned for: the configuration's device; with `auto` a GPU where its driver is installed."""
     wanted = config.execution.device
     return rates.GPU if wanted == "cuda" or (wanted == "auto" and shutil.which("nvidia-smi")) else rates.CORE
+
+
+def ran_on(run: Run) -> rates.Machine:
+    """The machine that `run` went on, as its class images tell it; before there are any, the one its configuration means here."""
+    drawn = [run.marker(unit.marker).facts for unit in dict(run.named()).get("priors", []) if run.done(unit)]
+    known = [facts["numerics"] for facts in drawn if "numerics" in facts]
+    return device(run.config) if not known else rates.GPU if known[0]["cuda"] else rates.CORE
 
 
 def sizes(config: Config, run: Run) -> Sizes:
@@ -145,9 +190,9 @@ def _rows(config: Config, sizes: Sizes, machine: rates.Machine, accepted: float,
     trained = [arm for arm in config.arms if arm != "measure"]
     seconds_of = _Clock(config, machine, diffusion)
 
-    epochs = {arm: [share + (0 if arm == "real" else mixed) for share in shares] for arm in trained}
-    steps = sum(config.classifier.epochs * math.ceil(n / config.classifier.batch) for of in epochs.values() for n in of) * len(config.seeds)
-    models_trained = len(trained) * scopes * len(config.seeds)
+    epoch_images = [share + (0 if arm == "real" else mixed) for share in shares for arm in trained for _ in config.seeds]  # as train lists its units
+    steps_each = [config.classifier.epochs * math.ceil(n / config.classifier.batch) for n in epoch_images]
+    steps, models_trained, trained_images = sum(steps_each), len(steps_each), sum(epoch_images) // len(config.seeds)
     judged = sum(held) * (len(trained) * len(config.seeds) + ("measure" in config.arms))
     evaluations = models_trained + scopes * ("measure" in config.arms)
     weights_gb = None if diffusion is None else (diffusion.unet.parameters_m + diffusion.rest_m) * 2e-3
@@ -163,11 +208,22 @@ def _rows(config: Config, sizes: Sizes, machine: rates.Machine, accepted: float,
         Row("dreambooth", scopes, sum(shares), scopes * config.dreambooth.steps, weights_gb and scopes * weights_gb, seconds_of.dreambooth(scopes)),
         Row("generate", drawn_units, drawn, 0, drawn * gb, seconds_of.drawing(generation, drawn, drawn_units)),
         Row("label", drawn_units, drawn, 0, 0.0, seconds_of.measuring(drawn, drawn_units)),
-        Row("train", models_trained, sum(map(sum, epochs.values())), steps, classifier_gb, seconds_of.classifying(network, steps, models_trained, passes)),
+        Row("train", models_trained, trained_images, steps, classifier_gb, seconds_of.classifying(network, steps, models_trained, passes)),
         Row("evaluate", evaluations, judged, 0, 0.0, seconds_of.classifying(network, judged / config.classifier.batch, evaluations, 1)),
         Row("report", 1, 0, 0, 0.01, 5.0),
     ]
-    return [replace(row, memory_gb=memory.get(row.stage, row.memory_gb)) for row in rows], ceiling
+    more = {
+        "train": {"parts": tuple(map(float, steps_each)), "ranks": config.classifier.ranks},
+        "evaluate": {"ranks": config.classifier.ranks},
+        "labeller": {"ranks": config.labeller.ranks},
+        "dreambooth": {"ranks": config.dreambooth.ranks},
+        "generate": {"rounds": rounds},
+        "label": {"rounds": rounds},
+    }
+    started = {stage: 0.0 if stage in LIGHT else machine.unit_s for stage in (row.stage for row in rows)}
+    return [
+        replace(row, memory_gb=memory.get(row.stage, row.memory_gb), start_s=started[row.stage], **more.get(row.stage, {})) for row in rows
+    ], ceiling
 
 
 @dataclass(frozen=True)
@@ -244,8 +300,9 @@ def _state_bytes(settings: DreamBooth | Classifier) -> float:
 
 def _measured(run: Run, machine: rates.Machine) -> tuple[float, dict[str, float], dict[str, float], float]:
     """From a run's records: share accepted; for each stage, device seconds over what was stated for them; peaks; bytes a pixel."""
-    if device(run.config) is not machine:
-        raise ConfigError(f"--calibrate {run.url} was planned for {device(run.config).name}, this configuration is for {machine.name}")
+    if (there := ran_on(run)) is not machine:
+        mend = "execution.device=cpu plans for cores" if there is rates.CORE else "execution.device=cuda plans for GPUs"
+        raise ConfigError(f"--calibrate {run.url} was planned for {there.name}, this configuration is for {machine.name}: {mend}")
     spent = status.costs(run)
     counts = status.generation(run).values()
     produced, kept = sum(count["produced"] for count in counts), sum(count["accepted"] for count in counts)
@@ -254,9 +311,9 @@ def _measured(run: Run, machine: rates.Machine) -> tuple[float, dict[str, float]
     for cost in spent:
         row = next(row for row in stated if row.stage == cost.stage)
         if row.seconds:
-            took = cost.core_seconds if machine is rates.CORE else cost.seconds
+            took = cost.core_seconds if machine is rates.CORE else cost.seconds * row.ranks
             factors[cost.stage] = took / cost.units / (row.seconds / row.units)
-    stored = [run.storage.size(name) for name in run.names if name.startswith("real/") and name.endswith(".tar")]
+    stored = [run.storage.size(name) for name in run.under("real/") if name.endswith(".tar")]
     images = sum(run.marker(unit.marker).facts["images"] for unit in dict(run.named()).get("ingest", []) if run.done(unit))
     pixel = sum(stored) / images / run.config.resolution**2 if images else rates.PNG_BYTES_PER_PIXEL
     return max(0.05, kept / produced) if produced else rates.ACCEPTED, factors, {cost.stage: cost.peak_gb for cost in spent}, pixel
@@ -275,6 +332,28 @@ def notes(planned: Forecast) -> list[str]:
     )
     if planned.hours is None:
         said.append("unknown: a model that jobs/rates.py does not list; the total leaves it out")
+    return said
+
+
+def scaled(planned: Forecast, counts: list[int]) -> list[str]:
+    """What to know beside the hours on several numbers of devices, a sentence each."""
+    blocks, word = planned.blocks, planned.machine.plural
+    longest: dict[tuple[str, float], int] = {}
+    for block in blocks:
+        if block.longest_s >= 1:
+            longest[block.stage, round(block.longest_s)] = longest.get((block.stage, round(block.longest_s)), 0) + 1
+    path = ", ".join(f"{stage} {seconds / 3600:.2f} h" + f" x {rounds} rounds" * (rounds > 1) for (stage, seconds), rounds in longest.items())
+    started = sum(block.start_s * len(block.work_s) for block in blocks) / 3600
+    said = [
+        f"cannot be parallel: the longest unit of each stage and round, one after the other: {path}: {sum(b.longest_s for b in blocks) / 3600:.2f} h",
+        f"from {makespan.enough(blocks)} {word} on nothing gets faster",
+        f"hours at work hold {started:.2f} of start-up; a stage waits for the one before, a unit is not divided, one of several ranks takes as many {word}",
+        "left out: time in a queue, what ranks tell each other, storage that more readers slow down",
+    ]
+    if short := {row.stage: row.ranks for row in planned.rows if row.ranks > min(counts)}:
+        said.append(f"on fewer {word} than a unit has ranks they share them: {', '.join(f'{stage} has {ranks}' for stage, ranks in short.items())}")
+    if planned.unknown:
+        said.append(f"without {', '.join(planned.unknown)}: a model that jobs/rates.py does not list")
     return said
 
 

@@ -30,7 +30,7 @@ class LabelError(ValueError):
 
 def tables(run, scope: str) -> list[str]:
     """The correction tables of a scope, the oldest first."""
-    return sorted(name for name in run.names if name.startswith(f"labels/corrections/{scope}/"))
+    return run.under(f"labels/corrections/{scope}/")
 
 
 def corrected(labels: pd.DataFrame, corrections: pd.DataFrame) -> pd.DataFrame:

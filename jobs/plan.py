@@ -6,7 +6,9 @@ invalidate; execution settings may differ every time. Everything a run knows is 
 
 from __future__ import annotations
 
+import hashlib
 import json
+from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator
 from functools import cached_property, reduce
 from importlib.metadata import version
@@ -17,6 +19,7 @@ from jobs.unit import Marker, Unit, read_marker
 from shards.storage import open_storage
 
 FORMAT = 2  # of a run folder
+LAST = chr(0x10FFFF)  # after every character of a name
 
 
 class PlanError(Exception):
@@ -24,12 +27,16 @@ class PlanError(Exception):
 
 
 class Run:
-    """An open run folder. `units` and `marker` remember what they read until `refresh()`; markers never change, so they are kept."""
+    """An open run folder. Which names there are, and so which units, is remembered until `refresh()`. What cannot change is kept: markers, and the
+    units made of them."""
 
     def __init__(self, url: str, config: Config, read_only: bool = False):
         self.only_scope: str | None = None  # work and look at this scope alone; the report needs them all
         self.url, self.config, self.storage, self._read_only = str(url), config, open_storage(url), read_only
         self._markers: dict[str, Marker] = {}
+        self._sha256: dict[str, str] = {}  # of markers: naming a unit takes those of its inputs and nothing else
+        self._made: dict[tuple, Unit] = {}
+        self._science: dict[tuple[str, ...], dict] = {}
         self.refresh()
 
     @property
@@ -66,7 +73,8 @@ class Run:
 
     def refresh(self):
         """See what has been committed since: one listing."""
-        self.names = set(self.storage.list())
+        self._listing = self.storage.list()
+        self.names = set(self._listing)
         self._units: dict[str, list[Unit]] = {}
 
     def units(self, stage: str) -> list[Unit]:
@@ -93,6 +101,10 @@ class Run:
         """Markers of a stage's units, those with these parameters. Its units are all done: stages are asked in order."""
         return [unit.marker for unit in self.units(stage) if all(unit.params.get(name) == value for name, value in params.items())]
 
+    def under(self, prefix: str) -> list[str]:
+        """The names that start with `prefix`, sorted."""
+        return self._listing[bisect_left(self._listing, prefix) : bisect_left(self._listing, prefix + LAST)]
+
     def done(self, unit: Unit) -> bool:
         return unit.marker in self.names
 
@@ -101,10 +113,18 @@ class Run:
             self._markers[path] = read_marker(self.storage, path)
         return self._markers[path]
 
+    def sha256(self, path: str) -> str:
+        """Of the marker at `path`."""
+        if path not in self._sha256:
+            self._sha256[path] = hashlib.sha256(self.storage.read(path)).hexdigest()
+        return self._sha256[path]
+
     def science(self, keys: tuple[str, ...]) -> dict:
         """The settings named by `keys` ("section", "section.key" or a top-level value): what enters a unit's identity."""
-        science = self.config.science
-        return {key: reduce(dict.__getitem__, key.split("."), science) for key in keys}
+        if keys not in self._science:
+            science = self.config.science
+            self._science[keys] = {key: reduce(dict.__getitem__, key.split("."), science) for key in keys}
+        return self._science[keys]
 
     def unit(
         self, stage: str, path: str, inputs: dict[str, list[str]], *, params: dict | None = None, ranks: int = 1, apart: bool = False
@@ -112,9 +132,12 @@ class Run:
         """A unit of `stage` whose inputs are the committed markers at the given paths."""
         from jobs.stages import BY_NAME
 
-        module = BY_NAME[stage]
-        hashed = {role: tuple((path, self.marker(path).sha256) for path in paths) for role, paths in inputs.items()}
-        return Unit(stage, path, module.KIND, self.science(module.SCIENCE), params or {}, hashed, ranks, apart)
+        made_of = (stage, path, *((role, *paths) for role, paths in inputs.items()))
+        if made_of not in self._made:
+            hashed = {role: tuple((path, self.sha256(path)) for path in paths) for role, paths in inputs.items()}
+            module = BY_NAME[stage]
+            self._made[made_of] = Unit(stage, path, module.KIND, self.science(module.SCIENCE), params or {}, hashed, ranks, apart)
+        return self._made[made_of]
 
     def freeze(self, path: str, value: Callable[[], object], window: str | None = None):
         """The JSON value at `path`, computed by the first who asks and the same for everyone after. Read only: what would be committed."""
@@ -123,7 +146,9 @@ class Run:
             if self._read_only:
                 return json.loads(data)
             self.storage.commit(path, data, crash_window=window)
-        self.names.add(path)
+        if path not in self.names:
+            self.names.add(path)
+            insort(self._listing, path)
         return json.loads(self.storage.read(path))
 
 

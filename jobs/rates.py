@@ -64,6 +64,10 @@ class Machine:
     image_s: float  # read, decode, augment
     unit_s: float  # open models
 
+    @property
+    def plural(self) -> str:
+        return "GPUs" if self is GPU else "cores"
+
     def gflops(self, network: Network) -> float:
         return self.thin_gflops if network.thin else self.dense_gflops
 

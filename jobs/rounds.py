@@ -8,6 +8,7 @@ quota not met by then is reported, not hidden.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from functools import partial
 
 import pandas as pd
@@ -32,28 +33,45 @@ def quota_of_a_class(run, scope: str) -> int:
 
 
 def units(run, scope: str) -> list[Unit]:
-    """The units of every round of `scope` that can be listed now, in order."""
-    from jobs.stages import generate, label
+    """The units of every round of `scope` that can be listed now, in order. What was listed stays, whatever a person said since."""
+    from jobs.stages import label
 
-    settings, listed, counted = run.config.generation, [], strata(run, scope)
-    accepted, drawn, labels = dict.fromkeys(counted, 0), dict.fromkeys(counted, 0), []
-    for number in range(settings.max_rounds):
+    settings, counted = run.config.generation, strata(run, scope)
+    contents = [json.loads(run.storage.read(path)) for path in run.under(f"rounds/{scope}/")]
+    rounds = [_named(run, scope, counted, content) for content in contents]
+    while len(rounds) < settings.max_rounds:
+        listed = [unit for of_round in rounds for unit in of_round]
+        labels = [label.unit(run, unit) for unit in listed if run.done(unit)]
+        if len(labels) < len(listed) or not all(map(run.done, labels)):
+            break  # the last round is still at work
+        accepted, last = _accepted(run, scope, counted, contents, labels), labels[-len(rounds[-1]) :] if rounds else []
         short = [name for name in counted if accepted[name] < settings.quota]
-        path = f"rounds/{scope}/{number:03d}.json"
-        if path not in run.names and (not short or _waiting(run, labels)):  # what was listed stays, whatever a person said since
+        if not short or _waiting(run, last):
             break
-        content = run.freeze(path, partial(_listing, short, drawn, accepted, settings.round_units), window="round-before-commit")
-        new = [generate.unit(run, scope, *counted[name], n) for name in counted for n in content["units"].get(name, ())]
-        listed += new
-        labels = [label.unit(run, unit) for unit in new if run.done(unit)]
-        if len(labels) < len(new) or not all(map(run.done, labels)):
-            break  # this round is still at work
-        for done in labels:
-            source = done.params.get("source")
-            drawn[stratum(done.params["class"], source)] += 1
-            for name, count in corrections.accepted(run, done).items():
-                accepted[stratum(name, source)] += count
-    return listed
+        drawn = Counter(name for content in contents for name, numbers in content["units"].items() for _ in numbers)
+        path = f"rounds/{scope}/{len(rounds):03d}.json"
+        contents.append(run.freeze(path, partial(_listing, short, drawn, accepted, settings.round_units), window="round-before-commit"))
+        rounds.append(_named(run, scope, counted, contents[-1]))
+    return [unit for of_round in rounds for unit in of_round]
+
+
+def _named(run, scope: str, counted: dict[str, tuple[str, str | None]], content: dict) -> list[Unit]:
+    """The units of the round that lists `content`."""
+    from jobs.stages import generate
+
+    return [generate.unit(run, scope, *counted[name], n) for name in counted for n in content["units"].get(name, ())]
+
+
+def _accepted(run, scope: str, counted, contents: list[dict], labels: list[Unit]) -> dict[str, int]:
+    """Accepted images of each stratum in all `labels`. The last round's list says what there was before it, unless a person spoke since."""
+    accepted, units = dict.fromkeys(counted, 0), labels
+    if contents and not corrections.tables(run, scope):
+        last = sum(map(len, contents[-1]["units"].values()))
+        accepted, units = {name: contents[-1]["accepted_before"].get(name, 0) for name in counted}, labels[len(labels) - last :]
+    for done in units:
+        for name, count in corrections.accepted(run, done).items():
+            accepted[stratum(name, done.params.get("source"))] += count
+    return accepted
 
 
 def _waiting(run, labels: list[Unit]) -> bool:
@@ -67,7 +85,7 @@ def waiting(run) -> list[str]:
 
     found = []
     for scope in run.scopes if run.config.label_by == "hand" else []:
-        listed = [json.loads(run.storage.read(name)) for name in sorted(run.names) if name.startswith(f"rounds/{scope}/")]
+        listed = [json.loads(run.storage.read(name)) for name in run.under(f"rounds/{scope}/")]
         last = {(name, n) for name, numbers in listed[-1]["units"].items() for n in numbers} if listed else set()
         drawn = [unit for unit in run.units("generate") if unit.params["scope"] == scope]
         of_last = [u for u in drawn if (stratum(u.params["class"], u.params.get("source")), u.params["number"]) in last]

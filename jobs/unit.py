@@ -50,7 +50,7 @@ class Unit:
         inputs = {role: [sha for _, sha in markers] for role, markers in self.inputs.items()}
         return digest([self.stage, self.path, self.science, self.params, inputs])[:12]
 
-    @property
+    @cached_property
     def marker(self) -> str:
         return f"{self.path}-{self.identity}.{self.kind}"
 

@@ -20,6 +20,7 @@ from uuid import uuid4
 from shards import crash
 
 TEMPORARY = ".tmp"
+_NO_PART = frozenset(("", ".", ".."))
 
 
 def open_storage(url: str | Path) -> Storage:
@@ -71,26 +72,27 @@ class Storage:
 
     def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
         """`length` bytes from `offset` (None: to the end); fewer where the file ends. FileNotFoundError if it is absent."""
-        with open(self._file(path), "rb") as file:
-            file.seek(offset)
+        with open(self._name(path), "rb") as file:
+            if offset:
+                file.seek(offset)
             return file.read(-1 if length is None else length)
 
     def size(self, path: str) -> int:
         """Bytes in `path`. FileNotFoundError if it is absent."""
-        return self._file(path).stat().st_size
+        return os.stat(self._name(path)).st_size
 
     def exists(self, path: str) -> bool:
-        return self._file(path).is_file()
+        return os.path.isfile(self._name(path))
 
     def list(self, prefix: str = "") -> list[str]:
         """Every name that starts with `prefix` (end it with "/" for one folder), at any depth, sorted."""
-        folder = prefix.rpartition("/")[0]
+        folder, root = prefix.rpartition("/")[0], str(self.root)
         names = []
-        for directory, folders, files in os.walk(self._file(folder) if folder else self.root):
-            inside = Path(directory).relative_to(self.root)
-            if inside == Path() and TEMPORARY in folders:
+        for directory, folders, files in os.walk(self._name(folder) if folder else root):
+            if directory == root and TEMPORARY in folders:
                 folders.remove(TEMPORARY)
-            names += [(inside / file).as_posix() for file in files]
+            inside = directory[len(root) + 1 :]
+            names += [f"{inside}/{file}" for file in files] if inside else files
         return sorted(name for name in names if name.startswith(prefix))
 
     def delete(self, path: str) -> None:
@@ -114,10 +116,13 @@ class Storage:
         return swept
 
     def _file(self, path: str) -> Path:
+        return Path(self._name(path))
+
+    def _name(self, path: str) -> str:
         parts = path.split("/")
-        if any(part in ("", ".", "..") or "\0" in part for part in parts) or parts[0] == TEMPORARY:
+        if not _NO_PART.isdisjoint(parts) or "\0" in path or parts[0] == TEMPORARY:
             raise ValueError(f"{path!r} is no name in {self.url}: want 'folder/file' without '.', '..', empty parts or {TEMPORARY}/ first")
-        return self.root.joinpath(*parts)
+        return f"{self.root}/{path}"
 
     @contextmanager
     def _aside(self, data: bytes | Path, durable: bool) -> Iterator[Path]:
