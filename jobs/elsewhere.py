@@ -8,6 +8,8 @@ from typing import Annotated, Optional
 
 import typer
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as Grid
 
 from jobs import failures, world
 from jobs.console import console, drive
@@ -76,6 +78,43 @@ def cancel(run: RunArgument):
     from jobs import chain
 
     console.print(f"{chain.cancel(_open(run))} job arrays of {run} cancelled", soft_wrap=True)
+
+
+@app.command()
+def doctor(
+    what: Annotated[Optional[str], typer.Argument(metavar="[RUN|CONFIG]", help="What is to run; default: only the place is looked at.")] = None,
+    on: Annotated[str, typer.Option(help="slurm or ray.")] = "slurm",
+    cluster: Cluster = None,
+    out: Annotated[Optional[str], typer.Option(help="A folder that every node should see: where runs are made. Default: RUN, or runs.")] = None,
+    check: Annotated[Optional[str], typer.Option(help="Only this one; an unknown name lists them.")] = None,
+):
+    """Before a run goes elsewhere: what would stop it there, and what to do. One small job looks around on a node.
+
+    Example: vhs doctor paper --on slurm --cluster example --out /shared/runs
+    """
+    from pathlib import Path
+
+    from jobs import config as configuration
+    from jobs import doctor as examining
+    from jobs.site import Site
+
+    if on not in examining.CHECKS:
+        raise configuration.ConfigError(f"--on {on}: {' or '.join(examining.CHECKS)}")
+    if check and check not in examining.CHECKS[on]:
+        listed = "\n".join(f"  {name:<12} {question}" for name, (question, _) in examining.CHECKS[on].items())
+        raise configuration.ConfigError(f"--check {check}: with --on {on} there are\n{listed}")
+    begun = what is not None and (Path(what) / "plan.json").is_file()
+    config = _open(what).config if begun else configuration.load(what, []) if what else None
+    cluster = site(on, cluster)
+    folder = Path(out or (what if begun else "runs")).expanduser().resolve()
+    place = examining.Place(folder, examining.needs(config) if config else [], Site.load(cluster) if on == "slurm" else None)
+    grid, verdicts = Grid("check", "", "seen", "to do", title=f"{on} {cluster or ''}".strip()), []
+    for found in examining.examine(on, place, check):
+        colour = {"ok": "green", "problem": "red"}.get(found.verdict, "yellow")
+        grid.add_row(found.check, f"[{colour}]{found.verdict}[/]", escape(found.seen), escape(found.mend))
+        verdicts.append(found.verdict)
+    Console().print(grid)
+    raise typer.Exit(0 if set(verdicts) <= {"ok"} else 1)
 
 
 def _open(run: str):

@@ -16,3 +16,16 @@ def ask(*command: str) -> str:
     if done.returncode:
         raise RuntimeError(f"{command[0]}: {(done.stderr.strip() or str(done.returncode)).splitlines()[-1]}")
     return done.stdout
+
+
+def minutes(limit: str) -> int | None:
+    """A time limit as SLURM prints it ("30", "2:00", "1-02:00:00"; minutes, or with seconds last) -> whole minutes; None where there is none."""
+    if not limit[:1].isdigit():
+        return None
+    days, _, rest = limit.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    if days:
+        hours, mins = (parts + [0, 0])[:2]
+    else:
+        hours, mins = (parts[0], parts[1]) if len(parts) == 3 else (0, parts[0])
+    return 24 * 60 * int(days or 0) + 60 * hours + mins
