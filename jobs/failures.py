@@ -38,22 +38,23 @@ def blame(storage: Storage, unit: Unit, reason: str, node: str, job: str, told: 
     """Take down that a try at `unit` ended, for whom it may concern; `told`: its traceback, if it had one."""
     before = read(storage, unit.identity)
     failure = Failure(unit.identity, unit.stage, unit.path, reason, told, before.tries + 1 if before else 1, node, job, time.time())
-    storage.put(_path(unit.identity), json.dumps(asdict(failure), indent=1).encode())
+    storage.put(path(unit.identity), json.dumps(asdict(failure), indent=1).encode())
     return failure
 
 
 def read(storage: Storage, identity: str) -> Failure | None:
     """The failure of the unit with this identity, if its last try failed."""
     try:
-        return Failure(**json.loads(storage.read(_path(identity))))
+        return Failure(**json.loads(storage.read(path(identity))))
     except FileNotFoundError:
         return None
 
 
 def forget(storage: Storage, identity: str):
     """The unit is done, or starts afresh."""
-    storage.delete(_path(identity))
+    storage.delete(path(identity))
 
 
-def _path(identity: str) -> str:
+def path(identity: str) -> str:
+    """Where the failure of a unit is told."""
     return f"state/failures/{identity}.json"

@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 
 from jobs import failures
+from jobs.claim import FOLDER
 from jobs.dispatch import Local, Outcome
 from jobs.drive import Failed, frontier, publish
 from jobs.gang import Gang
@@ -19,6 +20,7 @@ from jobs.unit import Unit
 
 ORDER = [stage.NAME for stage in STAGES]
 ROUNDED = ("generate", "label")
+PROBES = 8  # units that are not its own a worker tries between two listings: a thousand idle ones must not each read a thousand claims
 PATIENCE = 1.5  # times execution.stale_s: after that, units that others are at work on are theirs
 
 
@@ -95,7 +97,13 @@ def _next(run: Run, link: Link, index: int, count: int, failed: dict) -> list[Un
     stage, pending = found
     tries = run.config.execution.tries
     able = [unit for unit in pending if unit.ranks <= link.ranks and unit.identity not in failed]
-    able = [unit for unit in able if not (before := failures.read(run.storage, unit.identity)) or before.tries < tries]
+    failing = {unit.identity for unit in able if failures.path(unit.identity) in run.names}
+    able = [u for u in able if u.identity not in failing or not (before := failures.read(run.storage, u.identity)) or before.tries < tries]
+    claimed = {name.removeprefix(FOLDER).partition("-")[0] for name in run.under(FOLDER)}
+    free = [unit for unit in able if unit.identity not in claimed]
     own = {unit.identity for unit in run.units(stage)[index::count]}
-    start = index * len(able) // count
-    return [unit for unit in able if unit.identity in own] or able[start:] + able[:start]
+    if mine := [unit for unit in free if unit.identity in own]:
+        return mine
+    others = free or able
+    start = index * len(others) // count
+    return (others[start:] + others[:start])[:PROBES]
