@@ -136,12 +136,17 @@ def attempt(url: str, config: Config, unit: Unit, watch: Watch | None = None, ga
             failures.record(storage, unit, error)
             raise
         if committed:
-            about = {**owner(), "stage": unit.stage, "unit": unit.path, "ended_s": time.time(), **meter.read(unit.ranks)}
-            storage.put(f"state/done/{unit.identity}.json", json.dumps(about).encode(), durable=False)
+            tell_done(storage, unit, meter)
         for name in storage.list(f"checkpoints/{unit.identity}/"):
             storage.delete(name)
         failures.forget(storage, unit.identity)
     return "done"
+
+
+def tell_done(storage: Storage, unit: Unit, meter: Meter):
+    """Take down who did `unit`, and what it cost: for people, and to tell the pace."""
+    about = {**owner(), "stage": unit.stage, "unit": unit.path, "ended_s": time.time(), **meter.read(unit.ranks)}
+    storage.put(f"state/done/{unit.identity}.json", json.dumps(about).encode(), durable=False)
 
 
 def as_rank(url: str, unit: Unit, settings: dict, number: int) -> bool:

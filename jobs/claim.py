@@ -15,6 +15,7 @@ import socket
 import threading
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from shards import crash
@@ -56,6 +57,7 @@ def _started(pid: int) -> str:
     return "" if fields[0] in "ZX" else fields[19]
 
 
+@cache
 def machine() -> str:
     """A name for where process numbers mean something: this host since it booted, and this container of it."""
     boot, space = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
@@ -177,12 +179,11 @@ class Claim:
             raise Superseded(f"unit {self.identity}: attempt {self.attempt} was taken over")
 
     def _beat(self):
+        """The first beat comes when a heart may have beaten: short units need none."""
         name, count = beat_name(self.identity, self.attempt), 0
-        while True:
-            self.storage.put(name, json.dumps({"count": count, **self.message}).encode(), durable=False)
-            count += 1
-            if self._stop.wait(self._heartbeat_s):
-                return
+        while not self._stop.wait(self._heartbeat_s):
             if overtaken(self.storage, self.identity, self.attempt):
                 self.superseded = True
                 return
+            self.storage.put(name, json.dumps({"count": count, **self.message}).encode(), durable=False)
+            count += 1

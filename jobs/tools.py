@@ -275,6 +275,30 @@ def bench_generate(
     _show_bench(benching.generate(images, repeats, batch, steps, size_px, model, device), json_file)
 
 
+@bench.command("dispatch")
+def bench_dispatch(
+    units: Annotated[int, typer.Option(min=1, help="That have nothing to do.")] = 1000,
+    repeats: Annotated[int, typer.Option(min=1, help="Medians are taken over these.")] = 3,
+    shards: Annotated[int, typer.Option(min=10, help="Of the run whose restart is timed.")] = 10_000,
+    scratch: Annotated[Optional[str], typer.Option(metavar="DIR", help="On the file system to be measured.")] = None,
+    json_file: Annotated[Optional[Path], typer.Option("--json", metavar="FILE", help="Write the figures there too.")] = None,
+):
+    """Handing out work: our claims beside bare submitit and bare Ray; a restart's decision; an array's submission, where SLURM is.
+
+    Example: vhs bench dispatch --scratch /shared/runs --json dispatch.json
+    """
+    world.set_environment(1)
+    from jobs.bench_dispatch import dispatch
+
+    found = dispatch(units, repeats, shards, scratch)
+    _show_bench(found.bookkeeping, None)
+    for timing in found.timings:
+        took = "not measured" if timing.seconds is None else f"{timing.seconds:.2f} s"
+        Console().print(f"{timing.what}: {took}, {timing.note}", soft_wrap=True, highlight=False)
+    if json_file:
+        json_file.write_text(json.dumps(found.as_dict(), indent=1) + "\n")
+
+
 def _show_bench(result, json_file: Path | None):
     grid = Grid(
         "what", result.unit, "ratio", *(["bytes an image"] if result.what == "write" else []), title=f"{result.device}, medians of {result.repeats}"

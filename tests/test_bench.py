@@ -23,3 +23,13 @@ def test_generate_has_the_same_work_done_by_each(tmp_path):
     result = json.loads((tmp_path / "generate.json").read_text())
     assert [row["name"].split(":")[0].split(" ")[0] for row in result["rows"]] == ["vhs", "diffusers", "diffusers", "diffusers", "UNet"]
     assert all(row["rate"] > 0 for row in result["rows"]) and result["device"]
+
+
+def test_dispatch_counts_what_it_says(tmp_path):
+    printed = vhs("bench", "dispatch", "--units", 5, "--repeats", 1, "--shards", 30, "--json", tmp_path / "dispatch.json")
+    result = json.loads((tmp_path / "dispatch.json").read_text())
+    assert [row["name"].split(":")[0] for row in result["bookkeeping"]["rows"]] == ["vhs", "submitit", "Ray"]
+    assert all(row["rate"] > 0 for row in result["bookkeeping"]["rows"])
+    restart, submission = result["timings"]
+    assert restart["seconds"] > 0 and "over 30 shards" in restart["what"] and "3 units of label left" in restart["note"] and restart["what"] in printed
+    assert "5 units" in submission["what"]

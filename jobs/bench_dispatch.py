@@ -1,0 +1,162 @@
+"""`vhs bench dispatch`: what handing out work costs beside the work, next to bare submitit and bare Ray.
+
+A unit here has nothing to do. Counted of ours: its claim with a heartbeat, the word that it is done, and the release. Of submitit: a job's pickle written, read
+in the job, and the result's written and read. Of Ray: a task sent out and its answer taken back. Commits of products are left out of all.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from jobs.bench import Result, _race, _rows
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds that something took, with what belongs to it; None where it could not be tried."""
+
+    what: str
+    seconds: float | None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Dispatch:
+    bookkeeping: Result
+    timings: list[Timing]
+
+    def as_dict(self) -> dict:
+        return {"bookkeeping": self.bookkeeping.as_dict(), "timings": [asdict(timing) for timing in self.timings]}
+
+
+def dispatch(units: int = 1000, repeats: int = 3, shards: int = 10_000, scratch: str | None = None) -> Dispatch:
+    """`scratch`: a folder on the file system to be measured; default: the system's for temporary files."""
+    import ray
+
+    from jobs import world
+
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        try:
+            contenders = {
+                "vhs: claim, done, release": lambda: _claims(Path(folder) / "vhs", units),
+                "submitit: job and result as files": lambda: _pickles(Path(folder) / "submitit", units),
+                "Ray: a task and its answer": lambda: _tasks(units),
+            }
+            rates = _race(contenders, units, repeats, time.perf_counter)
+        finally:
+            ray.shutdown()
+        rows = Result("dispatch", "units per second", world.cpu_name(), units, repeats, _rows(rates))
+        return Dispatch(rows, [_restart(Path(folder) / "run", shards), _submission(Path(folder) / "jobs", units)])
+
+
+def _nothing():
+    return None
+
+
+def _claims(folder: Path, units: int):
+    from jobs.attempt import tell_done
+    from jobs.claim import Claim
+    from jobs.cost import Meter
+    from jobs.unit import Unit
+    from shards.storage import open_storage
+
+    storage = open_storage(folder)
+    for number in range(units):
+        unit = Unit("generate", f"generated/split/small/{number:05d}", "parquet", {}, {}, {})
+        with Claim.take(storage, unit.identity, heartbeat_s=2, stale_s=30):
+            tell_done(storage, unit, Meter())
+    shutil.rmtree(folder)
+
+
+def _pickles(folder: Path, units: int):
+    import pickle
+
+    from submitit.core.utils import DelayedSubmission
+
+    folder.mkdir()
+    for number in range(units):
+        DelayedSubmission(_nothing).dump(folder / f"{number}.pkl")
+        answer = ("success", DelayedSubmission.load(folder / f"{number}.pkl").result())
+        (folder / f"{number}_result.pkl").write_bytes(pickle.dumps(answer))
+        pickle.loads((folder / f"{number}_result.pkl").read_bytes())
+    shutil.rmtree(folder)
+
+
+def _tasks(units: int):
+    import ray
+
+    task = ray.remote(num_cpus=1)(_nothing)
+    for _ in range(units):
+        ray.get(task.remote())
+
+
+def _restart(out: Path, shards: int) -> Timing:
+    """From nothing in memory to what is left to do, in a run that has drawn and labelled all but a few of `shards` shards."""
+    from jobs import plan
+    from jobs.drive import frontier
+
+    _fill(out, shards)
+    began = time.perf_counter()
+    stage, pending = frontier(run := plan.reopen(str(out)))
+    seconds = time.perf_counter() - began
+    return Timing(f"restart over {len(run.units('generate'))} shards", seconds, f"finds {len(pending)} units of {stage} left, among {len(run.names)} files")
+
+
+def _fill(out: Path, shards: int):
+    """Units that made nothing, under the names and in the markers that real ones have."""
+    import pyarrow as pa
+
+    from jobs import config, plan
+    from jobs.drive import frontier
+    from jobs.unit import Files, Table, commit
+    from vhs.measure import CLASSES
+
+    a_class = -(-shards // len(CLASSES))
+    settings = config.load("debug/demo", [f"generation.round_units={a_class}", "generation.max_rounds=1", f"generation.quota={10 * shards}"])
+    run, nothing = plan.start(settings, str(out)), out / ".tmp" / "empty"
+    nothing.mkdir(parents=True)
+    facts = {"images": 8, "rejects": [], "sources": ["clinic"], "accepted": dict.fromkeys(CLASSES, 2)}
+    rows = pa.table({"key": [f"{number:016x}" for number in range(8)]})
+    while (work := frontier(run)) and work[0] != "train":
+        for unit in work[1][: -len(CLASSES)] if work[0] == "label" else work[1]:
+            commit(run.storage, unit, Files(facts) if unit.kind == "json" else Table(rows, facts), nothing)
+        if work[0] == "label":
+            return
+        run.refresh()
+
+
+def _submission(folder: Path, units: int) -> Timing:
+    """One array of `units` jobs, each a unit, at a SLURM that is here: our own time, without sbatch's. The jobs are held, and taken back."""
+    what = f"{units} units planned and submitted in one array"
+    if not shutil.which("sbatch") or os.system("sinfo >/dev/null 2>&1"):
+        return Timing(what, None, "no SLURM here")
+    from submitit import SlurmExecutor
+
+    from jobs import scheduler
+    from jobs.chain import Job
+    from jobs.share import Link
+
+    class Timed(SlurmExecutor):
+        sbatch_s = 0.0
+
+        def _submit_command(self, command):
+            began = time.perf_counter()
+            job = super()._submit_command(command)
+            self.sbatch_s += time.perf_counter() - began
+            return job
+
+    began = time.perf_counter()
+    executor = Timed(folder)
+    executor.update_parameters(time=10, array_parallelism=units, additional_parameters={"hold": True})
+    with executor.batch():
+        jobs = [executor.submit(Job(str(folder), None, Link("generate", 0, units), number, units, 1)) for number in range(units)]
+    seconds = time.perf_counter() - began
+    scheduler.ask("scancel", jobs[0].job_id.partition("_")[0])
+    return Timing(what, seconds - executor.sbatch_s, f"and {executor.sbatch_s:.2f} s in sbatch")
+
