@@ -144,7 +144,7 @@ def _tune(run: Run, space: Search, records: dict[str, Trial], show: drive.Show) 
     import ray
     from ray import tune
 
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # one display a run: ours
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # one display a run: ours; tracebacks are kept below
     config = run.config
     scratch = run.storage.root / TEMPORARY / f"tune-{os.getpid()}"  # every node sees it
     share = {"cpu": config.threads, "gpu": min(1, int(ray.cluster_resources().get("GPU", 0)))}
