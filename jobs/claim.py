@@ -14,7 +14,9 @@ import os
 import socket
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from shards import crash
@@ -56,6 +58,7 @@ def _started(pid: int) -> str:
     return "" if fields[0] in "ZX" else fields[19]
 
 
+@cache
 def machine() -> str:
     """A name for where process numbers mean something: this host since it booted, and this container of it."""
     boot, space = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
@@ -66,10 +69,12 @@ def machine() -> str:
 
 def owner() -> dict:
     """Who this process is, for others to see whether it still lives and where it ran."""
-    return {
-        "machine": machine(), "pid": os.getpid(), "started": _started(os.getpid()),
-        "node": socket.gethostname(), "job": _job(), "run": int(os.environ.get("SLURM_RESTART_COUNT", 0)),
-    }  # fmt: skip
+    return {**_process(os.getpid()), "job": _job(), "run": int(os.environ.get("SLURM_RESTART_COUNT", 0))}
+
+
+@cache
+def _process(pid: int) -> dict:
+    return {"machine": machine(), "pid": pid, "started": _started(pid), "node": socket.gethostname()}
 
 
 def _job() -> str:
@@ -111,15 +116,62 @@ def beat_name(identity: str, number: int) -> str:
     return _name(identity, number, "beat")
 
 
+class _Heart:
+    """One thread that beats for all claims of this process, while there are any: one for each would cost more than all else that a short unit needs."""
+
+    def __init__(self):
+        self._claims: set[Claim] = set()
+        self._lock, self._thread, self._period_s, self._sooner = threading.Lock(), None, float("inf"), threading.Event()
+
+    def add(self, claim: Claim):
+        with self._lock:
+            self._claims.add(claim)
+            if claim.heartbeat_s < self._period_s:
+                self._period_s = claim.heartbeat_s
+                self._sooner.set()
+            if not self._thread:
+                self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+                self._thread.start()
+
+    def drop(self, claim: Claim):
+        with self._lock:
+            self._claims.discard(claim)
+
+    def _run(self):
+        while True:
+            if self._sooner.wait(self._period_s):
+                self._sooner = threading.Event()
+                continue
+            with self._lock:
+                claims = list(self._claims)
+                if not claims:
+                    self._thread = None
+                    return
+            for claim in claims:
+                claim.beat()
+
+
+_heart = _Heart()
+
+
+def _new_heart():
+    """A forked child has neither its parent's threads nor its claims."""
+    global _heart
+    _heart = _Heart()
+
+
+os.register_at_fork(after_in_child=_new_heart)
+
+
 class Claim:
-    """This process's claim on one unit. Use as a context manager: the heartbeat runs inside, and at the end the claim says how it went."""
+    """This process's claim on one unit. Use as a context manager: the heart beats inside, and at the end the claim says how it went."""
 
     def __init__(self, storage: Storage, identity: str, attempt: int, heartbeat_s: float, beating: bool = True, killed: Attempt | None = None):
         """`beating` False: the claim of another process, only looked at from here. `killed`: the attempt before, if it ended without a word."""
         self.storage, self.identity, self.attempt, self.killed = storage, identity, attempt, killed
         self._beating, self._looked_s, self._began_s = beating, time.monotonic(), time.time()
         self.message: dict = {}
-        self._heartbeat_s, self._stop, self.superseded = heartbeat_s, threading.Event(), False
+        self.heartbeat_s, self.superseded, self._beats, self._over, self._lock = heartbeat_s, False, 0, False, threading.Lock()
 
     @classmethod
     def take(cls, storage: Storage, identity: str, *, heartbeat_s: float, stale_s: float) -> Claim | None:
@@ -153,13 +205,13 @@ class Claim:
         return json.dumps({**owner(), "began_s": self._began_s, **end}).encode()
 
     def __enter__(self) -> Claim:
-        self._thread = threading.Thread(target=self._beat, name=f"heartbeat {self.identity}", daemon=True)
-        self._thread.start()
+        _heart.add(self)
         return self
 
     def __exit__(self, kind, error, *_):
-        self._stop.set()
-        self._thread.join()
+        _heart.drop(self)
+        with self._lock:  # no beat after this
+            self._over = True
         how = "superseded" if self.superseded else "done" if kind is None else "failed" if issubclass(kind, Exception) else "interrupted"
         if how == "done" and not self.attempt and not overtaken(self.storage, self.identity, 0):
             # one that overtakes us at this instant takes number 1, and 0 is free again: at worst the unit is done twice and committed once
@@ -167,22 +219,21 @@ class Claim:
         else:
             word = self._word(ended_s=time.time(), how=how, cause="" if kind is None else f"{kind.__name__}: {error}")
             self.storage.put(_name(self.identity, self.attempt), word, durable=False)
-        self.storage.delete(beat_name(self.identity, self.attempt))
+        if self._beats:
+            self.storage.delete(beat_name(self.identity, self.attempt))
 
     def check(self):
         """Superseded, if another attempt has taken over."""
-        if not self._beating and time.monotonic() - self._looked_s > self._heartbeat_s:
+        if not self._beating and time.monotonic() - self._looked_s > self.heartbeat_s:
             self.superseded, self._looked_s = overtaken(self.storage, self.identity, self.attempt), time.monotonic()
         if self.superseded:
             raise Superseded(f"unit {self.identity}: attempt {self.attempt} was taken over")
 
-    def _beat(self):
-        name, count = beat_name(self.identity, self.attempt), 0
-        while True:
-            self.storage.put(name, json.dumps({"count": count, **self.message}).encode(), durable=False)
-            count += 1
-            if self._stop.wait(self._heartbeat_s):
-                return
-            if overtaken(self.storage, self.identity, self.attempt):
-                self.superseded = True
-                return
+    def beat(self):
+        """Say that this attempt lives, unless another has taken over. The claim itself was the first sign of life."""
+        with self._lock, suppress(OSError):  # a full disk, a file server that hiccups: the work meets it too, and says so
+            self.superseded = self.superseded or overtaken(self.storage, self.identity, self.attempt)
+            if not self._over and not self.superseded:
+                self._beats += 1
+                word = {"count": self._beats, "when_s": time.time(), **self.message}
+                self.storage.put(beat_name(self.identity, self.attempt), json.dumps(word).encode(), durable=False)
