@@ -33,7 +33,7 @@ class Superseded(Exception):
 @dataclass(frozen=True)
 class Attempt:
     """One attempt at a unit, as its claim tells it. `job`: SLURM's, or ""; `run` of it counts its requeues. `how`: done | failed | interrupted | superseded,
-    or "" while it lasts and where it was killed; `cause` is the word of whoever ended it. Times in seconds since the epoch."""
+    or "" while it lasts and where it was killed, until somebody who learns of that writes killed; `cause`: their word. Times in seconds since the epoch."""
 
     identity: str
     number: int
@@ -102,6 +102,20 @@ def read(storage: Storage, name: str) -> Attempt | None:
     return Attempt(identity, int(number), **content)
 
 
+def attempts(storage: Storage, identity: str) -> list[Attempt]:
+    """Those at one unit that have a claim, in order: numbers are opened upward, no listing."""
+    found: list[Attempt] = []
+    while one := read(storage, _name(identity, len(found))):
+        found.append(one)
+    return found
+
+
+def close(storage: Storage, killed: Attempt, cause: str):
+    """Write into the claim of an attempt that was killed what its worker could not. From then on it holds nobody up."""
+    word = {**vars(killed), "ended_s": time.time(), "how": "killed", "cause": cause}
+    storage.put(_name(word.pop("identity"), word.pop("number")), json.dumps(word).encode(), durable=False)
+
+
 def overtaken(storage: Storage, identity: str, number: int) -> bool:
     """Whether a later attempt has claimed the unit."""
     return storage.exists(_name(identity, number + 1))
@@ -166,9 +180,9 @@ os.register_at_fork(after_in_child=_new_heart)
 class Claim:
     """This process's claim on one unit. Use as a context manager: the heart beats inside, and at the end the claim says how it went."""
 
-    def __init__(self, storage: Storage, identity: str, attempt: int, heartbeat_s: float, beating: bool = True, killed: Attempt | None = None):
-        """`beating` False: the claim of another process, only looked at from here. `killed`: the attempt before, if it ended without a word."""
-        self.storage, self.identity, self.attempt, self.killed = storage, identity, attempt, killed
+    def __init__(self, storage: Storage, identity: str, attempt: int, heartbeat_s: float, beating: bool = True, before: tuple[Attempt, ...] = ()):
+        """`beating` False: the claim of another process, only looked at from here. `before`: the attempts that came before this one."""
+        self.storage, self.identity, self.attempt, self.before = storage, identity, attempt, before
         self._beating, self._looked_s, self._began_s = beating, time.monotonic(), time.time()
         self.message: dict = {}
         self.heartbeat_s, self.superseded, self._beats, self._over, self._lock = heartbeat_s, False, 0, False, threading.Lock()
@@ -176,13 +190,11 @@ class Claim:
     @classmethod
     def take(cls, storage: Storage, identity: str, *, heartbeat_s: float, stale_s: float) -> Claim | None:
         """The unit is ours (a claim), or somebody is at work on it (None)."""
-        number, last = 0, None
-        while found := read(storage, _name(identity, number)):
-            number, last = number + 1, found
-        if last and not last.how and not cls._overtakable(storage, last, stale_s):
+        before = attempts(storage, identity)
+        if before and not before[-1].how and not cls._overtakable(storage, before[-1], stale_s):
             return None
-        claim = cls(storage, identity, number, heartbeat_s, killed=last if last and not last.how else None)
-        won = storage.commit(_name(identity, number), claim._word(), durable=False)
+        claim = cls(storage, identity, len(before), heartbeat_s, before=tuple(before))
+        won = storage.commit(_name(identity, claim.attempt), claim._word(), durable=False)
         crash.window("claim")
         return claim if won else None
 
@@ -209,15 +221,24 @@ class Claim:
         return self
 
     def __exit__(self, kind, error, *_):
+        how = "superseded" if self.superseded else "done" if kind is None else "failed" if issubclass(kind, Exception) else "interrupted"
+        # one that overtakes us at this instant takes number 1, and 0 is free again: at worst the unit is done twice and committed once
+        first = how == "done" and not self.attempt and not overtaken(self.storage, self.identity, 0)
+        self._end(None if first else self._word(ended_s=time.time(), how=how, cause="" if kind is None else f"{kind.__name__}: {error}"))
+
+    def withdraw(self):
+        """No attempt is made after all: the claim goes without a trace."""
+        self._end(None)
+
+    def _end(self, word: bytes | None):
         _heart.drop(self)
         with self._lock:  # no beat after this
+            if self._over:
+                return
             self._over = True
-        how = "superseded" if self.superseded else "done" if kind is None else "failed" if issubclass(kind, Exception) else "interrupted"
-        if how == "done" and not self.attempt and not overtaken(self.storage, self.identity, 0):
-            # one that overtakes us at this instant takes number 1, and 0 is free again: at worst the unit is done twice and committed once
-            self.storage.delete(_name(self.identity, 0))
+        if word is None:
+            self.storage.delete(_name(self.identity, self.attempt))
         else:
-            word = self._word(ended_s=time.time(), how=how, cause="" if kind is None else f"{kind.__name__}: {error}")
             self.storage.put(_name(self.identity, self.attempt), word, durable=False)
         if self._beats:
             self.storage.delete(beat_name(self.identity, self.attempt))
