@@ -1,20 +1,23 @@
 """What SLURM's accounting says of jobs that ended without a word of their own: killed, out of memory, on a node that failed.
 
-It lags by seconds and may be away for longer. Then nothing is known yet, which is no error. Its answers are kept in state/accounting.json of the run, and it
-is asked at most once in ASK_S, however many look.
+It lags by seconds, and may be wrong meanwhile, or away for longer. Then nothing is known yet, which is no error. Its answers are kept in
+state/accounting.json of the run, and it is asked at most once in ASK_S, however many look.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
+from datetime import datetime
 
 from jobs import failures, scheduler
-from jobs.claim import Attempt
+from jobs.claim import Attempt, close
 from jobs.unit import Unit
 from shards.storage import Storage
 
-ASK_S = 60
+ASK_S, LAG_S = 60, 10  # between two questions; after its end a job may be accounted as something else for so long
+WAIT_S, LOOK_S = 180, 2  # for a word that decides whether a unit is tried again
 KEPT = "state/accounting.json"
 WORDS = {
     "PREEMPTED": "preempted", "NODE_FAIL": "its node failed", "BOOT_FAIL": "its node failed", "TIMEOUT": "time limit", "CANCELLED": "cancelled",
@@ -36,10 +39,23 @@ def ends(storage: Storage, attempts: list[Attempt]) -> dict[tuple[str, int], str
     return found
 
 
-def blame(storage: Storage, unit: Unit, killed: Attempt) -> failures.Failure | None:
-    """Take down the end of the attempt `killed` as a try at `unit`, if the unit may have brought it on itself -> the failure."""
-    word = ends(storage, [killed]).get((killed.identity, killed.number))
-    return failures.blame(storage, unit, f"its job ended: {word}", killed.node, killed.job) if word in UNITS_OWN else None
+def judge(storage: Storage, unit: Unit, before: tuple[Attempt, ...], tries: int) -> failures.Failure | None:
+    """Take down of the attempts `before` at `unit` which were killed, and as a try what the unit may have brought on itself -> its failure, if that makes
+    `tries`. Where what is not known yet decides that, wait for it. Only who holds the claim may ask, so that each counts once."""
+    left, until, failure = [one for one in before if not one.how and one.job], time.monotonic() + WAIT_S, None
+    while left:
+        words = ends(storage, left)
+        for one in left:
+            if word := words.get((one.identity, one.number)):
+                close(storage, one, word)
+                if word in UNITS_OWN:
+                    failure = failures.blame(storage, unit, f"its job ended: {word}", one.node, one.job)
+        left = [one for one in left if (one.identity, one.number) not in words]
+        known = failures.read(storage, unit.identity)
+        if (known.tries if known else 0) + len(left) < tries or time.monotonic() > until:
+            break
+        time.sleep(LOOK_S)
+    return failure if failure and failure.tries >= tries else None
 
 
 def _runs(storage: Storage, jobs: set[str]) -> dict[str, list[str]]:
@@ -51,16 +67,23 @@ def _runs(storage: Storage, jobs: set[str]) -> dict[str, list[str]]:
     if time.time() - kept["asked_s"] < ASK_S and kept["asked_s"] <= time.time():
         return kept["jobs"]
     try:
-        said = scheduler.ask("sacct", "-X", "-n", "-P", "--duplicates", f"--jobs={','.join(sorted(jobs))}", "--format=JobID,Start,State")
+        which = ("--duplicates", f"--jobs={','.join(sorted(jobs))}", "--format=JobID,Start,State,End")
+        said = scheduler.ask("sacct", "-X", "-n", "-P", *which, SLURM_TIME_FORMAT="standard")
     except (OSError, RuntimeError):  # no SLURM here, or no accounting now
         said = ""
-    rows = sorted(line.split("|") for line in said.splitlines() if line.count("|") == 2)
     asked: dict[str, list[str]] = {}
-    for job, _, state in rows:
-        asked.setdefault(job, []).append(state.split()[0])
+    for job, _, state, end in sorted(line.split("|") for line in said.splitlines() if line.count("|") == 3):
+        asked.setdefault(job, []).append(state.split()[0] if _settled(end) else "")
     kept = {"asked_s": time.time(), "jobs": kept["jobs"] | asked}
     storage.put(KEPT, json.dumps(kept).encode(), durable=False)
     return kept["jobs"]
+
+
+def _settled(end: str) -> bool:
+    """Whether a job's end, as sacct prints it, is so long ago that its state is true."""
+    with suppress(ValueError):
+        return time.time() - datetime.fromisoformat(end).timestamp() > LAG_S
+    return False  # "Unknown": it has not ended
 
 
 def _says_memory(storage: Storage, job: str) -> bool:

@@ -1,7 +1,7 @@
 """`vhs run --on ray`: units on a Ray cluster. An actor keeps its models loaded and takes one unit after the other; who is idle gets the next.
 
 Ray only carries the work: claims, markers and failures are in the run's folder as on every backend, so an actor, a node or the whole cluster may go
-at any time. A unit whose actor died is tried again elsewhere once its claim has gone stale. The run's folder must be one that every node sees.
+at any time. A unit whose actor died is tried again elsewhere at once. The run's folder must be one that every node sees.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from jobs import failures, world
+from jobs import claim, failures, world
 from jobs.config import Config
 from jobs.dispatch import Outcome
 from jobs.unit import Unit
@@ -86,23 +86,30 @@ class Actors:
             led = actors[0].attempt.remote(url, values, asdict(unit), gang | {"node": 0})
             while not (ready := ray.wait([led, *followers], timeout=1.0)[0]):
                 pass
-            if led not in ready:  # a follower ended before its leader's word: its node is lost, and the leader would wait for ever
+            lost = led not in ready
+            if lost:  # a follower ended before its leader's word: its node is lost, and the leader would wait for ever
                 ray.kill(actors[0])
-            return _outcome(url, unit, led, self._config.execution.tries)[0]
+            return _outcome(url, unit, led, self._config.execution.tries, lost)[0]
         finally:
             remove_placement_group(group)  # and its actors with it
 
 
-def _outcome(url: str, unit: Unit, reference, tries: int) -> tuple[Outcome, bool]:
-    """What became of an attempt, and whether its actor lives. A dead actor is a try; after `tries` of them the unit has failed."""
+def _outcome(url: str, unit: Unit, reference, tries: int, node_lost: bool = False) -> tuple[Outcome, bool]:
+    """What became of an attempt, and whether its actor lives. A dead actor is a try, unless its node is lost; after `tries` the unit has failed."""
     import ray
 
     try:
         return Outcome(unit, *ray.get(reference)), True
     except ray.exceptions.RayError as error:
-        storage = open_storage(url)
-        failures.record(storage, unit, RuntimeError(f"its worker died: {str(error).strip().splitlines()[0]}"))
-        failure = failures.read(storage, unit.identity)
+        storage, said = open_storage(url), str(error)
+        cause = "its node failed" if node_lost or "node has died" in said or "node was terminated" in said else "killed"
+        killed = [one for one in claim.attempts(storage, unit.identity) if not one.how][-1:]
+        for one in killed:  # so that the next does not wait until it is stale
+            claim.close(storage, one, cause)
+        if cause != "killed":
+            return Outcome(unit, "busy", cause), False
+        where = (killed[0].node, killed[0].job) if killed else ("", "")
+        failure = failures.blame(storage, unit, "its Ray worker was killed: by a signal, or for its memory", *where, told=said)
         return Outcome(unit, "failed" if failure.tries >= tries else "busy", failure.reason), False
 
 

@@ -121,8 +121,10 @@ def attempt(url: str, config: Config, unit: Unit, watch: Watch | None = None, ga
     with claim:
         if storage.exists(unit.marker):  # finished and its claim dropped between our listing and our claim
             return "done"
-        if claim.killed and (failure := accounting.blame(storage, unit, claim.killed)) and failure.tries >= execution.tries:
-            raise RuntimeError(f"{failure.reason}, on {failure.node}, at each of {failure.tries} tries")
+        # a job that nobody watches gives up at last; a start by hand counts anew
+        if owner()["job"] and (failure := accounting.judge(storage, unit, claim.before, execution.tries)):
+            claim.withdraw()
+            raise RuntimeError(f"{failure.reason}, on {failure.node}, at the last of {failure.tries} tries")
         meter = Meter()
         try:
             if unit.ranks > 1 or unit.apart:

@@ -14,6 +14,7 @@ import os
 import socket
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -32,7 +33,7 @@ class Superseded(Exception):
 @dataclass(frozen=True)
 class Attempt:
     """One attempt at a unit, as its claim tells it. `job`: SLURM's, or ""; `run` of it counts its requeues. `how`: done | failed | interrupted | superseded,
-    or "" while it lasts and where it was killed; `cause` is the word of whoever ended it. Times in seconds since the epoch."""
+    or "" while it lasts and where it was killed, until somebody who learns of that writes killed; `cause`: their word. Times in seconds since the epoch."""
 
     identity: str
     number: int
@@ -68,10 +69,12 @@ def machine() -> str:
 
 def owner() -> dict:
     """Who this process is, for others to see whether it still lives and where it ran."""
-    return {
-        "machine": machine(), "pid": os.getpid(), "started": _started(os.getpid()),
-        "node": socket.gethostname(), "job": _job(), "run": int(os.environ.get("SLURM_RESTART_COUNT", 0)),
-    }  # fmt: skip
+    return {**_process(os.getpid()), "job": _job(), "run": int(os.environ.get("SLURM_RESTART_COUNT", 0))}
+
+
+@cache
+def _process(pid: int) -> dict:
+    return {"machine": machine(), "pid": pid, "started": _started(pid), "node": socket.gethostname()}
 
 
 def _job() -> str:
@@ -99,6 +102,20 @@ def read(storage: Storage, name: str) -> Attempt | None:
     return Attempt(identity, int(number), **content)
 
 
+def attempts(storage: Storage, identity: str) -> list[Attempt]:
+    """Those at one unit that have a claim, in order: numbers are opened upward, no listing."""
+    found: list[Attempt] = []
+    while one := read(storage, _name(identity, len(found))):
+        found.append(one)
+    return found
+
+
+def close(storage: Storage, killed: Attempt, cause: str):
+    """Write into the claim of an attempt that was killed what its worker could not. From then on it holds nobody up."""
+    word = {**vars(killed), "ended_s": time.time(), "how": "killed", "cause": cause}
+    storage.put(_name(word.pop("identity"), word.pop("number")), json.dumps(word).encode(), durable=False)
+
+
 def overtaken(storage: Storage, identity: str, number: int) -> bool:
     """Whether a later attempt has claimed the unit."""
     return storage.exists(_name(identity, number + 1))
@@ -113,26 +130,71 @@ def beat_name(identity: str, number: int) -> str:
     return _name(identity, number, "beat")
 
 
-class Claim:
-    """This process's claim on one unit. Use as a context manager: the heartbeat runs inside, and at the end the claim says how it went."""
+class _Heart:
+    """One thread that beats for all claims of this process, while there are any: one for each would cost more than all else that a short unit needs."""
 
-    def __init__(self, storage: Storage, identity: str, attempt: int, heartbeat_s: float, beating: bool = True, killed: Attempt | None = None):
-        """`beating` False: the claim of another process, only looked at from here. `killed`: the attempt before, if it ended without a word."""
-        self.storage, self.identity, self.attempt, self.killed = storage, identity, attempt, killed
+    def __init__(self):
+        self._claims: set[Claim] = set()
+        self._lock, self._thread, self._period_s, self._sooner = threading.Lock(), None, float("inf"), threading.Event()
+
+    def add(self, claim: Claim):
+        with self._lock:
+            self._claims.add(claim)
+            if claim.heartbeat_s < self._period_s:
+                self._period_s = claim.heartbeat_s
+                self._sooner.set()
+            if not self._thread:
+                self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+                self._thread.start()
+
+    def drop(self, claim: Claim):
+        with self._lock:
+            self._claims.discard(claim)
+
+    def _run(self):
+        while True:
+            if self._sooner.wait(self._period_s):
+                self._sooner = threading.Event()
+                continue
+            with self._lock:
+                claims = list(self._claims)
+                if not claims:
+                    self._thread = None
+                    return
+            for claim in claims:
+                claim.beat()
+
+
+_heart = _Heart()
+
+
+def _new_heart():
+    """A forked child has neither its parent's threads nor its claims."""
+    global _heart
+    _heart = _Heart()
+
+
+os.register_at_fork(after_in_child=_new_heart)
+
+
+class Claim:
+    """This process's claim on one unit. Use as a context manager: the heart beats inside, and at the end the claim says how it went."""
+
+    def __init__(self, storage: Storage, identity: str, attempt: int, heartbeat_s: float, beating: bool = True, before: tuple[Attempt, ...] = ()):
+        """`beating` False: the claim of another process, only looked at from here. `before`: the attempts that came before this one."""
+        self.storage, self.identity, self.attempt, self.before = storage, identity, attempt, before
         self._beating, self._looked_s, self._began_s = beating, time.monotonic(), time.time()
         self.message: dict = {}
-        self._heartbeat_s, self._stop, self.superseded = heartbeat_s, threading.Event(), False
+        self.heartbeat_s, self.superseded, self._beats, self._over, self._lock = heartbeat_s, False, 0, False, threading.Lock()
 
     @classmethod
     def take(cls, storage: Storage, identity: str, *, heartbeat_s: float, stale_s: float) -> Claim | None:
         """The unit is ours (a claim), or somebody is at work on it (None)."""
-        number, last = 0, None
-        while found := read(storage, _name(identity, number)):
-            number, last = number + 1, found
-        if last and not last.how and not cls._overtakable(storage, last, stale_s):
+        before = attempts(storage, identity)
+        if before and not before[-1].how and not cls._overtakable(storage, before[-1], stale_s):
             return None
-        claim = cls(storage, identity, number, heartbeat_s, killed=last if last and not last.how else None)
-        won = storage.commit(_name(identity, number), claim._word(), durable=False)
+        claim = cls(storage, identity, len(before), heartbeat_s, before=tuple(before))
+        won = storage.commit(_name(identity, claim.attempt), claim._word(), durable=False)
         crash.window("claim")
         return claim if won else None
 
@@ -155,35 +217,44 @@ class Claim:
         return json.dumps({**owner(), "began_s": self._began_s, **end}).encode()
 
     def __enter__(self) -> Claim:
-        self._thread = threading.Thread(target=self._beat, name=f"heartbeat {self.identity}", daemon=True)
-        self._thread.start()
+        _heart.add(self)
         return self
 
     def __exit__(self, kind, error, *_):
-        self._stop.set()
-        self._thread.join()
         how = "superseded" if self.superseded else "done" if kind is None else "failed" if issubclass(kind, Exception) else "interrupted"
-        if how == "done" and not self.attempt and not overtaken(self.storage, self.identity, 0):
-            # one that overtakes us at this instant takes number 1, and 0 is free again: at worst the unit is done twice and committed once
-            self.storage.delete(_name(self.identity, 0))
+        # one that overtakes us at this instant takes number 1, and 0 is free again: at worst the unit is done twice and committed once
+        first = how == "done" and not self.attempt and not overtaken(self.storage, self.identity, 0)
+        self._end(None if first else self._word(ended_s=time.time(), how=how, cause="" if kind is None else f"{kind.__name__}: {error}"))
+
+    def withdraw(self):
+        """No attempt is made after all: the claim goes without a trace."""
+        self._end(None)
+
+    def _end(self, word: bytes | None):
+        _heart.drop(self)
+        with self._lock:  # no beat after this
+            if self._over:
+                return
+            self._over = True
+        if word is None:
+            self.storage.delete(_name(self.identity, self.attempt))
         else:
-            word = self._word(ended_s=time.time(), how=how, cause="" if kind is None else f"{kind.__name__}: {error}")
             self.storage.put(_name(self.identity, self.attempt), word, durable=False)
-        self.storage.delete(beat_name(self.identity, self.attempt))
+        if self._beats:
+            self.storage.delete(beat_name(self.identity, self.attempt))
 
     def check(self):
         """Superseded, if another attempt has taken over."""
-        if not self._beating and time.monotonic() - self._looked_s > self._heartbeat_s:
+        if not self._beating and time.monotonic() - self._looked_s > self.heartbeat_s:
             self.superseded, self._looked_s = overtaken(self.storage, self.identity, self.attempt), time.monotonic()
         if self.superseded:
             raise Superseded(f"unit {self.identity}: attempt {self.attempt} was taken over")
 
-    def _beat(self):
-        """The first beat comes when a heart may have beaten: short units need none."""
-        name, count = beat_name(self.identity, self.attempt), 0
-        while not self._stop.wait(self._heartbeat_s):
-            if overtaken(self.storage, self.identity, self.attempt):
-                self.superseded = True
-                return
-            self.storage.put(name, json.dumps({"count": count, **self.message}).encode(), durable=False)
-            count += 1
+    def beat(self):
+        """Say that this attempt lives, unless another has taken over. The claim itself was the first sign of life."""
+        with self._lock, suppress(OSError):  # a full disk, a file server that hiccups: the work meets it too, and says so
+            self.superseded = self.superseded or overtaken(self.storage, self.identity, self.attempt)
+            if not self._over and not self.superseded:
+                self._beats += 1
+                word = {"count": self._beats, "when_s": time.time(), **self.message}
+                self.storage.put(beat_name(self.identity, self.attempt), json.dumps(word).encode(), durable=False)

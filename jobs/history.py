@@ -11,6 +11,7 @@ from jobs.claim import FOLDER, Attempt
 from jobs.plan import Run
 from jobs.unit import Unit
 
+UNKNOWN = "killed: accounting does not know yet by what"
 ILL = 2  # so many different units fail on a node that is ill, each of them there alone
 
 
@@ -36,14 +37,14 @@ def ended(run: Run) -> list[Ended]:
     found = []
     for one in every:
         word = words.get((one.identity, one.number))
-        if one.how == "failed":
+        if one.how in ("failed", "killed"):
             found.append(Ended(one, one.cause))
         elif one.how == "superseded":
             found.append(Ended(one, "taken for dead, for its heart did not beat"))
         elif one.how == "interrupted":
             found.append(Ended(one, word or "asked to stop"))
         elif not one.how and (word or claim.dead(vars(one)) or (one.identity, one.number) not in last):
-            found.append(Ended(one, word or "killed"))
+            found.append(Ended(one, word or (UNKNOWN if one.job else "killed")))
     return found
 
 

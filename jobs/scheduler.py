@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 
 
-def ask(*command: str) -> str:
+def ask(*command: str, **environment: str) -> str:
     """What one of SLURM's commands prints. RuntimeError where there is none, or it fails."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, **environment})
     except FileNotFoundError:
         raise RuntimeError(f"no {command[0]} here: is this a machine that submits to SLURM?") from None
     except subprocess.TimeoutExpired:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 
-from jobs import chain, failures
+from jobs import chain, failures, status
 from jobs.dispatch import Outcome
 from jobs.drive import Failed, Show, frontier, publish, reaches
 from jobs.plan import PlanError, Run
@@ -29,10 +29,12 @@ def watch(run: Run, show: Show, until: str | None = None):
             with suppress(RuntimeError):  # slurmctld restarts, a busy controller: not knowing is no end
                 empty_since = None if chain.queued(run) else empty_since or asked_s
         if empty_since and time.monotonic() - empty_since > LAG_S:
-            failed = [Outcome(unit, "failed", known[unit.identity].reason) for unit in pending if unit.identity in known]
+            left = {unit.identity: unit for unit in pending}  # also those whose last job was killed: accounting may know by what
+            failed = [Outcome(left[one.identity], "failed", f"{one.reason} (on {one.node})") for one in status.failed(run) if one.identity in left]
             if failed:
                 raise Failed(failed, run.url)
-            raise PlanError(f"SLURM has no job of {run.url} left, and {len(pending)} units of {stage} are not done: the same command submits them again")
+            left_over = f"SLURM has no job of {run.url} left, and {len(pending)} units of {stage} are not done"
+            raise PlanError(f"{left_over}: vhs status {run.url} says what is known, the same command submits them again")
         time.sleep(LOOK_S)
         run.refresh()
     publish(run)

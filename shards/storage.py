@@ -11,7 +11,7 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -54,11 +54,10 @@ class Storage:
         target = self._file(path)
         if target.exists():
             return False
-        _make_folder(target.parent)
         with self._aside(data, durable) as temporary:
             if crash_window:
                 crash.window(crash_window)
-            created = _link(temporary, target)
+            created = _in_folder(target.parent, lambda: _link(temporary, target))
         if created and durable:
             _sync_folder(target.parent)
         return created
@@ -66,9 +65,8 @@ class Storage:
     def put(self, path: str, data: bytes, *, durable: bool = True) -> None:
         """Write `path` whole, over what is there. For bookkeeping only: of two writers the last one wins. `durable`: as `commit`'s."""
         target = self._file(path)
-        _make_folder(target.parent)
         with self._aside(data, durable) as temporary:
-            os.replace(temporary, target)
+            _in_folder(target.parent, lambda: os.replace(temporary, target))
 
     def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
         """`length` bytes from `offset` (None: to the end); fewer where the file ends. FileNotFoundError if it is absent."""
@@ -127,10 +125,9 @@ class Storage:
     @contextmanager
     def _aside(self, data: bytes | Path, durable: bool) -> Iterator[Path]:
         """`data` under a name nobody else uses, flushed to the disk if `durable`; gone again on leaving (a kill leaves it, invisible, for `sweep`)."""
-        _make_folder(self.root / TEMPORARY)
         temporary = self.root / TEMPORARY / uuid4().hex
         try:
-            with open(temporary, "xb") as file:
+            with _in_folder(temporary.parent, lambda: open(temporary, "xb")) as file:
                 if isinstance(data, Path):
                     with open(data, "rb") as source:
                         shutil.copyfileobj(source, file, 1 << 20)
@@ -156,6 +153,15 @@ def _link(temporary: Path, target: Path) -> bool:
             raise OSError(error.errno, reason, str(target)) from error
         raise
     return True
+
+
+def _in_folder(folder: Path, make: Callable):
+    """`make()`, and once more with `folder` there if it was missing: to look every time would cost every file."""
+    try:
+        return make()
+    except FileNotFoundError:
+        _make_folder(folder)
+        return make()
 
 
 def _make_folder(folder: Path) -> None:

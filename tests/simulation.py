@@ -13,7 +13,7 @@ import tempfile
 from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -58,6 +58,7 @@ class Process:
     job: tuple | None = None
     threads: list[greenlet] = field(default_factory=list)
     seen: dict = field(default_factory=dict)
+    heart: object = None
 
 
 class Clock:
@@ -122,6 +123,8 @@ class Clock:
 
     def Event(self) -> _Event:
         return _Event(self)
+
+    Lock = nullcontext
 
 
 class _Event:
@@ -236,6 +239,18 @@ class _Seen:
         self._clock.process().seen[key] = value
 
 
+class _Hearts:
+    """A heart for each process."""
+
+    def __init__(self, clock: Clock):
+        self._clock = clock
+
+    def __getattr__(self, name: str):
+        process = self._clock.process()
+        process.heart = process.heart or claim._Heart()
+        return getattr(process.heart, name)
+
+
 class Simulation:
     """One run on `workers` workers, four a node, through as many submissions as it takes."""
 
@@ -273,6 +288,7 @@ class Simulation:
             yield patch.object(module, "time", clock)
         yield patch.object(claim, "threading", clock)
         yield patch.object(claim, "_seen", _Seen(clock))
+        yield patch.object(claim, "_heart", _Hearts(clock))
         yield patch.object(failures, "owner", self._owner)
         for module in (claim, attempt):
             yield patch.object(module, "machine", lambda: f"node{clock.process().node}")

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from jobs.claim import Claim, Superseded, owner, read
+from jobs.claim import Claim, Superseded, attempts, close, owner, read
 from jobs.interrupt import Interrupted
 from shards.storage import open_storage
 
@@ -83,10 +83,21 @@ def test_an_attempt_leaves_word_of_how_it_ended(tmp_path):
     assert Claim.take(storage, "unit", **QUICK) is None
     time.sleep(0.5)
     with Claim.take(storage, "unit", **QUICK) as claim:
-        assert (claim.attempt, claim.killed.number) == (3, 2)
+        assert claim.attempt == 3 and [one.how for one in claim.before] == ["failed", "interrupted", ""]
     found = [read(storage, name) for name in storage.list("state/claims/")]
     assert [one.how for one in found] == ["failed", "interrupted", "", "done"]
     assert [one.cause for one in found] == ["ValueError: no such thing", "Interrupted: SIGTERM", "", ""]
+
+
+def test_a_killed_attempt_that_was_seen_holds_nobody_up(tmp_path):
+    storage = open_storage(tmp_path)
+    storage.commit("state/claims/unit-0000.json", json.dumps({**owner(), "machine": "elsewhere"}).encode())
+    assert Claim.take(storage, "unit", **QUICK) is None
+    close(storage, attempts(storage, "unit")[0], "its node failed")
+    with Claim.take(storage, "unit", **QUICK) as claim:
+        assert [(one.how, one.cause) for one in claim.before] == [("killed", "its node failed")]
+        claim.withdraw()
+    assert [one.number for one in attempts(storage, "unit")] == [0], "one that withdraws leaves no trace"
 
 
 def test_a_claim_without_its_bytes_is_nobodys(tmp_path):

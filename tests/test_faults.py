@@ -14,9 +14,10 @@ import pytest
 from cluster import Cluster, until
 from conftest import markers, vhs
 from test_actors import ray_job, records
-from test_chain import SITE, begin, job_of, on
+from test_chain import SITE, begin, job_of, jobs, on
 from test_resume import assert_same
 
+from jobs import claim, failures
 from jobs.site import Site
 
 INTERVAL = 25  # steps between checkpoints
@@ -174,6 +175,22 @@ def test_a_failing_unit_is_shown_with_cause_node_and_what_to_do(way, cluster, re
     text = until(shown, f"status says {said}").partition("what failed")[2]
     row = next(line for line in text.splitlines() if said in line)
     assert "node2" in row and f"vhs retry {run.url} generator/split" in row
+
+
+@pytest.mark.slow
+def test_a_unit_that_kills_its_jobs_is_given_up_after_so_many_tries(cluster, reference, tmp_path, figure):
+    """Every job of the chain has too little memory for it: the first three die of it, the others leave it alone."""
+    site = tmp_path / "site.yaml"
+    site.write_text(json.dumps({**Site.load("testcluster").model_dump(mode="json"), "mem_gb_per_rank": 0.4}))
+    run = begin(tmp_path / "run", reference, "dreambooth.learning_rate=2e-4", "execution.stale_s=4", "execution.heartbeat_s=0.5")
+    on(cluster, "stage", "label", run.url, "--on", "slurm", "--cluster", site, "--detach")
+    until(lambda: not cluster.run(["squeue", "--noheader"]).strip(), "the chain's end", patience_s=400)
+    run.refresh()
+    (failure,) = [failures.read(run.storage, Path(name).stem) for name in run.under("state/failures/")]
+    tries = claim.attempts(run.storage, failure.identity)
+    figure(f"{len(jobs(Path(run.url)))} jobs, {len(tries)} tries: {[one.cause for one in tries]}")
+    assert [one.cause for one in tries] == ["out of memory"] * run.config.execution.tries and failure.tries == len(tries)
+    assert f"{failure.tries} of {failure.tries}" in on(cluster, "status", run.url, environment={"COLUMNS": "250"})
 
 
 def _processes(pattern: str) -> list[int]:
