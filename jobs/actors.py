@@ -21,17 +21,18 @@ from shards.storage import open_storage
 class Actors:
     """The Ray cluster of RAY_ADDRESS (`ray.sbatch`, `ray job submit` and `ray exec` set it), or the one this machine belongs to."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, most: int | None = None, runtime_env: dict | None = None):
+        """`most`: actors at a time, default as many as there is room for. `runtime_env`: Ray's, of every worker."""
         import ray
 
         address = os.environ.get("RAY_ADDRESS", "auto")
         try:
-            ray.init(address=address, log_to_driver=False, ignore_reinit_error=True)
+            ray.init(address=address, log_to_driver=False, ignore_reinit_error=True, runtime_env=runtime_env)
         except ConnectionError as error:
             raise ConnectionError(
                 f"--on ray: no Ray cluster at {address} ({error}). Start one (slurm/ray.sbatch, ray up configs/ray/local.yaml) and set RAY_ADDRESS"
             ) from None
-        self._config, self._cast = config, []
+        self._config, self._most = config, most
 
     def __enter__(self) -> Actors:
         return self
@@ -52,7 +53,7 @@ class Actors:
         import ray
 
         waiting, at_work, idle = list(reversed(units)), {}, []
-        room = min(len(units), _slots(self._config))
+        room = min(len(units), self._most or _slots(self._config))
         while waiting or at_work:
             while waiting and len(at_work) < room:
                 actor = idle.pop() if idle else _worker(self._config, 1).remote(self._config.threads)

@@ -14,6 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from jobs.bench import Result, _race, _rows
+from jobs.plan import Run
+from jobs.unit import Unit
+from shards.storage import TEMPORARY
 
 
 @dataclass(frozen=True)
@@ -100,35 +103,42 @@ def _restart(out: Path, shards: int) -> Timing:
     """From nothing in memory to what is left to do, in a run that has drawn and labelled all but a few of `shards` shards."""
     from jobs import plan
     from jobs.drive import frontier
+    from vhs.measure import CLASSES
 
-    _fill(out, shards)
+    run = fill(out, -(-shards // len(CLASSES)), until="label")
+    for unit in frontier(run)[1][: -len(CLASSES)]:
+        commit_nothing(run, unit)
     began = time.perf_counter()
     stage, pending = frontier(run := plan.reopen(str(out)))
     seconds = time.perf_counter() - began
     return Timing(f"restart over {len(run.units('generate'))} shards", seconds, f"finds {len(pending)} units of {stage} left, among {len(run.names)} files")
 
 
-def _fill(out: Path, shards: int):
-    """Units that made nothing, under the names and in the markers that real ones have."""
-    import pyarrow as pa
-
+def fill(out: Path, a_class: int, until: str) -> Run:
+    """A run with `a_class` shards of each class, done up to stage `until` by units that made nothing, under the names and in the markers of real ones."""
     from jobs import config, plan
     from jobs.drive import frontier
+
+    settings = config.load("debug/demo", [f"generation.round_units={a_class}", "generation.max_rounds=1", f"generation.quota={100 * a_class}"])
+    run = plan.start(settings, str(out))
+    while (work := frontier(run))[0] != until:
+        for unit in work[1]:
+            commit_nothing(run, unit)
+        run.refresh()
+    return run
+
+
+def commit_nothing(run: Run, unit: Unit):
+    import pyarrow as pa
+
     from jobs.unit import Files, Table, commit
     from vhs.measure import CLASSES
 
-    a_class = -(-shards // len(CLASSES))
-    settings = config.load("debug/demo", [f"generation.round_units={a_class}", "generation.max_rounds=1", f"generation.quota={10 * shards}"])
-    run, nothing = plan.start(settings, str(out)), out / ".tmp" / "empty"
-    nothing.mkdir(parents=True)
+    nothing = run.storage.root / TEMPORARY / "empty"
+    nothing.mkdir(parents=True, exist_ok=True)
     facts = {"images": 8, "rejects": [], "sources": ["clinic"], "accepted": dict.fromkeys(CLASSES, 2)}
     rows = pa.table({"key": [f"{number:016x}" for number in range(8)]})
-    while (work := frontier(run)) and work[0] != "train":
-        for unit in work[1][: -len(CLASSES)] if work[0] == "label" else work[1]:
-            commit(run.storage, unit, Files(facts) if unit.kind == "json" else Table(rows, facts), nothing)
-        if work[0] == "label":
-            return
-        run.refresh()
+    commit(run.storage, unit, Files(facts) if unit.kind == "json" else Table(rows, facts), nothing)
 
 
 def _submission(folder: Path, units: int) -> Timing:

@@ -37,6 +37,7 @@ class Run:
         self._sha256: dict[str, str] = {}  # of markers: naming a unit takes those of its inputs and nothing else
         self._made: dict[tuple, Unit] = {}
         self._science: dict[tuple[str, ...], dict] = {}
+        self._at_work: dict = {}  # names of what decides on units, and by stage the units up to those at work
         self.refresh()
 
     @property
@@ -72,10 +73,17 @@ class Run:
         return ingest.sources(self.config)
 
     def refresh(self):
-        """See what has been committed since: one listing."""
+        """See what has been committed since: one listing. The units stay as they are while those at work are not all done and nobody has listed a
+        round or corrected a label: a thousand workers that wait for the last ones name nothing anew."""
         self._listing = self.storage.list()
         self.names = set(self._listing)
-        self._units: dict[str, list[Unit]] = {}
+        named: dict[str, list[Unit]] = self._at_work.get("named", {})
+        *_, last = named.values() or [[]]
+        self._units = {} if self._at_work.get("decided") != self._decisions or all(map(self.done, last)) else dict(named)
+
+    @property
+    def _decisions(self) -> list[str]:
+        return self.under("rounds/") + self.under("labels/corrections/")
 
     def units(self, stage: str) -> list[Unit]:
         """The units of a stage that can be named now: its module says which, from what is committed."""
@@ -89,12 +97,14 @@ class Run:
         """Every stage whose units can be named now, in order, with its units: up to the first that has work left."""
         from jobs.stages import STAGES
 
+        named = {}
         for stage in STAGES:
             if self.only_scope and stage.NAME == "report":
                 return
-            units = self.units(stage.NAME)
+            named[stage.NAME] = units = self.units(stage.NAME)
             yield stage.NAME, units
             if not all(map(self.done, units)):
+                self._at_work.update(decided=self._decisions, named=named)
                 return
 
     def committed(self, stage: str, **params) -> list[str]:

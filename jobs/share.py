@@ -47,7 +47,7 @@ class Link:
 
 def rounds_begun(run: Run) -> int:
     """Rounds of generation that are listed, of the scope that has most."""
-    listed = [name.split("/")[1] for name in run.names if name.startswith("rounds/") and name.endswith(".json")]
+    listed = [name.split("/")[1] for name in run.under("rounds/") if name.endswith(".json")]
     return max((listed.count(scope) for scope in set(listed)), default=0)
 
 
@@ -71,7 +71,7 @@ def work(run: Run, link: Link, index: int, count: int, machines: tuple[int, int,
 
 def _work(run: Run, link: Link, index: int, count: int, gang: Gang | None):
     failed: dict[str, Outcome] = {}
-    waited_s, execution = 0.0, run.config.execution
+    waited_s, pause_s, execution = 0.0, 0.0, run.config.execution
     with Local(run.config, gang) as backend:
         while units := _next(run, link, index, count, failed):
             outcomes = list(backend.run(run.url, run.config, units))
@@ -79,10 +79,11 @@ def _work(run: Run, link: Link, index: int, count: int, gang: Gang | None):
             if all(outcome.state == "busy" for outcome in outcomes):
                 if waited_s > PATIENCE * execution.stale_s:
                     break
-                time.sleep(execution.heartbeat_s)
-                waited_s += execution.heartbeat_s
+                pause_s = min(max(2 * pause_s, execution.heartbeat_s), execution.stale_s / 2)  # less and less often: a listing is dear to a file server
+                time.sleep(pause_s)
+                waited_s += pause_s
             else:
-                waited_s = 0.0
+                waited_s = pause_s = 0.0
             run.refresh()
     if failed:
         raise Failed(list(failed.values()), run.url)

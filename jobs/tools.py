@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal, Optional
 
@@ -297,6 +298,39 @@ def bench_dispatch(
         Console().print(f"{timing.what}: {took}, {timing.note}", soft_wrap=True, highlight=False)
     if json_file:
         json_file.write_text(json.dumps(found.as_dict(), indent=1) + "\n")
+
+
+@bench.command("scaling")
+def bench_scaling(
+    on: Annotated[Literal["slurm", "ray"], typer.Option("--on", help="slurm: job arrays. ray: actors of the Ray cluster that RAY_ADDRESS names.")],
+    folder: Annotated[str, typer.Option("--out", metavar="DIR", help="A new folder that every node sees.")],
+    workers: Annotated[str, typer.Option(help="Numbers of workers, the first is the measure of the others.")] = "1,8",
+    seconds: Annotated[float, typer.Option(min=0.1, help="A unit sleeps.")] = 30.0,
+    cluster: Annotated[Optional[str], typer.Option("--cluster", metavar="NAME", help="The site, with --on slurm. Default: $VHS_CLUSTER.")] = None,
+    json_file: Annotated[Optional[Path], typer.Option("--json", metavar="FILE", help="Write the figures there too.")] = None,
+):
+    """Units that sleep, on one worker and on more: what handing out work loses as workers are added. Start-up is shown apart.
+
+    Example: vhs bench scaling --on slurm --cluster testcluster --out /shared/scaling
+    """
+    from jobs import config as configuration
+    from jobs import elsewhere
+
+    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", workers):
+        raise configuration.ConfigError(f"--workers {workers}: numbers with commas between, such as 1,8")
+    site = elsewhere.site(on, cluster)
+    world.set_environment(1)
+    from jobs.bench_scaling import scaling
+
+    rows = []
+    for row in scaling(on, [int(word) for word in workers.split(",")], seconds, Path(folder).resolve(), site):
+        rows.append(asdict(row))
+        Console().print(
+            f"{row.workers} workers on {row.backend}: {2 * row.workers} units of {row.seconds:g} s in {row.wall_s:.1f} s, {row.efficiency:.1%} of the "
+            f"first row's pace a worker; after {row.start_s:.1f} s all were there", soft_wrap=True, highlight=False,
+        )  # fmt: skip
+    if json_file:
+        json_file.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def _show_bench(result, json_file: Path | None):

@@ -266,7 +266,7 @@ class Simulation:
         self.hits: Counter[str] = Counter()  # fault -> times it met a worker at work on a unit
         self.processes: list[Process] = []
         self.submissions, self.failed, self._left, self._links = 0, 0, 0, []
-        self._kept: tuple[dict, dict, dict] = {}, {}, {}
+        self._kept: tuple[dict, dict, dict, dict] = {}, {}, {}, {}
 
     def run(self) -> Simulation:
         with tempfile.TemporaryDirectory() as folder, ExitStack() as patches:
@@ -312,7 +312,8 @@ class Simulation:
     def _open(self) -> plan.Run:
         """What a process reads and names is the same for all: they share the memory of it, so that a minute is enough."""
         run = plan.Run(URL, self.config)
-        run._markers, run._sha256, run._made = self._kept
+        run._markers, run._sha256, run._made, run._at_work = self._kept
+        run.refresh()
         return run
 
     # --- the cluster
