@@ -6,6 +6,8 @@ import json
 
 import pytest
 from conftest import vhs
+from test_chain import on
+from test_slurm_scripts import submit
 
 
 def test_write_compares_bytes_and_rates(tmp_path):
@@ -33,3 +35,24 @@ def test_dispatch_counts_what_it_says(tmp_path):
     restart, submission = result["timings"]
     assert restart["seconds"] > 0 and "over 30 shards" in restart["what"] and "3 units of label left" in restart["note"] and restart["what"] in printed
     assert "5 units" in submission["what"]
+
+
+def scaled(folder, backend: str):
+    """What the bench wrote of one and of two workers."""
+    one, two = json.loads((folder / "scaling.json").read_text())
+    assert (one["workers"], two["workers"], one["efficiency"]) == (1, 2, 1) and one["backend"] == two["backend"] == backend
+    assert two["efficiency"] == pytest.approx(one["wall_s"] / two["wall_s"])
+    assert all(row["wall_s"] >= 2 * row["seconds"] and row["start_s"] > 0 for row in (one, two)), "two units a worker, one after the other"
+
+
+def test_scaling_is_of_units_that_sleep_in_an_array(cluster, tmp_path):
+    options = ("--workers", "1,2", "--seconds", 0.5, "--out", tmp_path / "runs", "--json", tmp_path / "scaling.json")
+    on(cluster, "bench", "scaling", "--on", "slurm", "--cluster", "testcluster", *options)
+    scaled(tmp_path, "slurm")
+
+
+@pytest.mark.slow
+def test_scaling_is_of_units_that_sleep_on_ray(cluster, tmp_path):
+    options = ("--workers", "1,2", "--seconds", "0.5", "--out", str(tmp_path / "runs"), "--json", str(tmp_path / "scaling.json"))
+    submit(cluster, tmp_path, "ray.sbatch", "vhs", "bench", "scaling", "--on", "ray", *options, stage="generate", options="--nodes=2")
+    scaled(tmp_path, "ray")

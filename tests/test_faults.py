@@ -71,10 +71,10 @@ def _power_off(cluster: Cluster, job: str):
 
 
 TRAINING = {"preempted": _preempt, "at its time limit": _limit, "requeued": _requeue, "its node without power": _power_off}
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in TRAINING if name != "preempted"]
 
 
-@pytest.mark.parametrize("what", ["preempted", *SLOW])
+@pytest.mark.slow
+@pytest.mark.parametrize("what", TRAINING)
 def test_a_training_loses_at_most_one_interval(what, cluster, reference, trained, tmp_path, figure):
     run = begin(tmp_path / "run", reference, *LONG)
     on(cluster, "stage", "dreambooth", run.url, *SITE, "--detach")
