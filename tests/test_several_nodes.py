@@ -18,7 +18,7 @@ from jobs import config, plan
 STILL = "rotation_deg zoom shift gamma randaugment".split()  # augmentation draws for each rank; without it a classifier's curve hangs on no rank
 CLASSIFIER = ("classifier.model=test_convnext", "classifier.batch=6", "classifier.drop_rate=0", "classifier.flip=false")  # of layer norm, not batch norm
 CURVE = (*CLASSIFIER, *(f"classifier.{name}=0" for name in STILL), "classifier.keep=last", "classifier.schedule=cosine", "classifier.epochs=12")
-FEW = ("arms=[real,mixed]", "seeds=[0]")
+FEW = ("arms=[real-matched,mixed]", "seeds=[0]")
 ALIKE, NOISY = 1e-4, 0.15  # of a classifier's losses; of DreamBooth's mean loss, whose noise is drawn for each rank
 
 
@@ -93,7 +93,7 @@ stage.work = work
 def test_folds_and_arms_take_the_time_of_one(cluster, tmp_path, figure):
     """Sleep-bound, as on nodes of their own: this machine has fewer cores than the cluster claims. The times are accounting's."""
     run = tmp_path / "run"
-    opened = plan.start(config.load("debug/demo", ["split.folds=3", "arms=[real,mixed]", "seeds=[0]"]), str(run))
+    opened = plan.start(config.load("debug/demo", ["split.folds=3", "arms=[real-matched,mixed]", "seeds=[0]"]), str(run))
     vhs("stage", "label", run)
     planted = tmp_path / "planted"
     planted.mkdir()
