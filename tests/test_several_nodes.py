@@ -10,7 +10,6 @@ import pytest
 from cluster import until
 from conftest import ROOT, vhs
 from test_chain import SITE, begin, ended, jobs, on
-from test_resume import assert_same
 from test_slurm_scripts import submit
 
 from jobs import config, plan
@@ -18,7 +17,7 @@ from jobs import config, plan
 STILL = "rotation_deg zoom shift gamma randaugment".split()  # augmentation draws for each rank; without it a classifier's curve hangs on no rank
 CLASSIFIER = ("classifier.model=test_convnext", "classifier.batch=6", "classifier.drop_rate=0", "classifier.flip=false")  # of layer norm, not batch norm
 CURVE = (*CLASSIFIER, *(f"classifier.{name}=0" for name in STILL), "classifier.keep=last", "classifier.schedule=cosine", "classifier.epochs=12")
-FEW = ("arms=[real-matched,mixed]", "seeds=[0]")
+FEW = ("arms=[real-matched,mixed]", "seeds=[0]", "generation.max_rounds=1")
 ALIKE, NOISY = 1e-4, 0.15  # of a classifier's losses; of DreamBooth's mean loss, whose noise is drawn for each rank
 
 
@@ -40,19 +39,17 @@ def _mean(curve: list[dict]) -> float:
 @pytest.mark.parametrize("sharding", ["null", "zero2"])
 @pytest.mark.parametrize("backend", ["slurm", "ray"])
 def test_two_nodes_of_two_ranks_learn_what_one_process_learns(backend, sharding, cluster, reference, tmp_path, figure):
-    """DreamBooth and the classifiers; no global batch of a classifier is a multiple of its ranks."""
+    """DreamBooth and the classifiers; no global batch of a classifier is a multiple of its ranks. (That the bytes are those of four ranks here:
+    test_chain, test_actors.)"""
     steps, ranks = ("dreambooth.steps=40", *CURVE, *FEW), ("dreambooth.ranks=4", "classifier.ranks=4")
     shared = (f"dreambooth.sharding={sharding}", f"classifier.sharding={sharding}")
-    there, here = (begin(tmp_path / name, reference, *steps, *ranks, *shared) for name in ("there", "here"))
+    there = begin(tmp_path / "there", reference, *steps, *ranks, *shared)
     if backend == "slurm":
         on(cluster, "stage", "train", there.url, *SITE)
         wide = [row for row in ended(cluster, tmp_path / "there") if "," in row["NodeList"] or "-" in row["NodeList"]]
         assert len(wide) >= 2, "the jobs of both stages have two nodes"
     else:
         submit(cluster, tmp_path, "ray.sbatch", "vhs", "stage", "train", there.url, "--on", "ray", stage="generate", options="--nodes=2")
-    vhs("stage", "train", here.url)
-    assert_same(tmp_path / "there", tmp_path / "here", f"{backend}, sharding {sharding}, 2 nodes x 2 ranks", figure)
-
     engines = [marker.facts["trained_by"] for stage in ("dreambooth", "train") for marker in _markers(tmp_path / "there", stage)]
     assert len(engines) == 3 and {engine["ranks"] for engine in engines} == {4}
     if sharding == "null":
@@ -61,7 +58,7 @@ def test_two_nodes_of_two_ranks_learn_what_one_process_learns(backend, sharding,
         assert {(engine["engine"], engine["zero_stage"]) for engine in engines} == {("DeepSpeedEngine", 2)}
         assert all(engine["moments_held"] == pytest.approx(0.25, abs=0.02) for engine in engines), engines
 
-    alone = begin(tmp_path / "alone", tmp_path / "here", *steps, "dreambooth.ranks=4", f"dreambooth.sharding={sharding}")
+    alone = begin(tmp_path / "alone", tmp_path / "there", *steps, "dreambooth.ranks=4", f"dreambooth.sharding={sharding}")
     once = begin(tmp_path / "once", reference, *steps)
     vhs("stage", "train", alone.url)  # the classifiers of one process, on the very images
     vhs("stage", "dreambooth", once.url)
