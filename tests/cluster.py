@@ -17,7 +17,7 @@ import pytest
 
 PROGRAM = Path(__file__).resolve().parents[1] / "slurm" / "testcluster" / "cluster"
 SEARCH = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin"  # as a shell that activated this environment has it
-PATIENCE_S = 120  # for what takes seconds on an idle machine
+PATIENCE_S = 240  # for what takes seconds on an idle machine
 
 
 def until(ready: Callable[[], object], what: str, patience_s: float = PATIENCE_S):

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.covariance import LedoitWolf
 
 from vhs.duplicates import distances
 from vhs.measure import View
@@ -127,6 +126,8 @@ def fit_thresholds(measurement: Measurement, quantile: float, slack: float = 1.0
     covariance (shrunk: Ledoit & Wolf 2004) fitted without its fifth of them, for an image lies closer to a cloud it helped to place than a new
     one does. ValueError under ENOUGH images.
     """
+    from sklearn.covariance import LedoitWolf  # two seconds, which a process that only measures need not wait
+
     count = len(measurement.index)
     if count < ENOUGH:
         raise ValueError(f"verdict thresholds need at least {ENOUGH} training images, got {count}")
