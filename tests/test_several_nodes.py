@@ -18,7 +18,8 @@ STILL = "rotation_deg zoom shift gamma randaugment".split()  # augmentation draw
 CLASSIFIER = ("classifier.model=test_convnext", "classifier.batch=6", "classifier.drop_rate=0", "classifier.flip=false")  # of layer norm, not batch norm
 CURVE = (*CLASSIFIER, *(f"classifier.{name}=0" for name in STILL), "classifier.keep=last", "classifier.schedule=cosine", "classifier.epochs=6")
 FEW = ("arms=[real-matched,mixed]", "seeds=[0]", "generation.max_rounds=1", "execution.checkpoint_steps=1000")
-ALIKE, NOISY = 1e-4, 0.15  # of a classifier's losses, until rounding grows (after 110 steps, at a loss of 0.03, 5e-4 was seen); of DreamBooth's mean loss, whose noise is drawn for each rank
+ALIKE = 1e-4  # of a classifier's losses, until rounding grows: after 110 steps, at a loss of 0.03, 5e-4 was seen
+NOISY = 0.15  # of DreamBooth's mean loss, whose noise is drawn for each rank
 
 
 def _markers(run, stage: str) -> list:
