@@ -21,7 +21,7 @@ from jobs import claim, failures
 from jobs.site import Site
 
 INTERVAL = 25  # steps between checkpoints
-LONG = ("dreambooth.steps=300", f"execution.checkpoint_steps={INTERVAL}", "execution.heartbeat_s=0.3", "execution.stale_s=4")
+LONG = ("dreambooth.steps=200", f"execution.checkpoint_steps={INTERVAL}", "execution.heartbeat_s=0.3", "execution.stale_s=4")
 OTHERS = ("generation.seed=9", "execution.heartbeat_s=0.3", "execution.stale_s=4")
 
 
@@ -93,8 +93,8 @@ def test_a_training_loses_at_most_one_interval(what, cluster, reference, trained
     until(lambda: cluster.job(job)["JobState"] == "RUNNING" and saved < _step(folder) != at, "training again")
     recovered_s = time.monotonic() - began
     until(lambda: not cluster.run(["squeue", "--noheader"]).strip(), "the job's end", patience_s=400)
-    assert 0 < saved < 300 and at - saved <= INTERVAL, f"{at - saved} steps were lost"
-    figure(f"a training {what}: {recovered_s:.0f} s until it trains again, {max(0, at - saved)} steps done again, of 300")
+    assert 0 < saved < 200 and at - saved <= INTERVAL, f"{at - saved} steps were lost"
+    figure(f"a training {what}: {recovered_s:.0f} s until it trains again, {max(0, at - saved)} steps done again, of 200")
     vhs("stage", "dreambooth", run.url)  # has nothing to do but the views for people
     assert_same(folder, trained, f"a training {what} at step {at}, going on from {saved}", figure)
     assert len(markers(folder)) == len(markers(trained))
