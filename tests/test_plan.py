@@ -8,6 +8,8 @@ import shutil
 import pytest
 from conftest import committed, markers, vhs
 
+from jobs.bench_dispatch import commit_nothing, fill
+from jobs.drive import frontier
 from jobs.plan import invalidated
 
 
@@ -129,3 +131,20 @@ def test_arms_that_differ_in_nothing_get_no_verdict(reference, tmp_path):
         and "No verdict" in printed
         and "No generated image was mixed in for split" in (run / "report" / "index.html").read_text()
     )
+
+
+def test_units_are_named_anew_when_something_decides_on_them_and_not_before(tmp_path):
+    run = fill(tmp_path / "run", 2, until="label")
+    stage, pending = frontier(run)
+    named = run.units(stage)
+    commit_nothing(run, pending[0])
+    run.refresh()
+    assert frontier(run) == (stage, pending[1:]) and run.units(stage) is named, "what is at work is not done, and nobody decided anything"
+    run.storage.put("labels/corrections/split/00000.parquet", b"a person's word")
+    run.refresh()
+    assert frontier(run) == (stage, pending[1:]) and run.units(stage) is not named
+    run.storage.delete("labels/corrections/split/00000.parquet")
+    for unit in pending[1:]:
+        commit_nothing(run, unit)
+    run.refresh()
+    assert frontier(run)[0] == "train"
