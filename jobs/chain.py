@@ -15,7 +15,7 @@ import signal
 import time
 from dataclasses import dataclass
 
-from jobs import history, interrupt, scheduler, share, world
+from jobs import failures, history, interrupt, scheduler, share, world
 from jobs.drive import frontier
 from jobs.plan import Run, reopen
 from jobs.share import ORDER, ROUNDED, Link
@@ -100,7 +100,7 @@ def submit(run: Run, cluster: str, until: str = ORDER[-1]) -> dict:
     folder = run.storage.root / "state" / "slurm" / stamp
     folder.mkdir(parents=True, mode=0o700)
     ill = sorted(history.ill_nodes(run))
-    for name in (name for name in run.names if name.startswith("state/failures/")):
+    for name in run.under(failures.FOLDER):
         run.storage.delete(name)  # somebody starts it afresh: earlier tries do not count
     for link in links(run, until):
         resources = site.resources(link.stage)

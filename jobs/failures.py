@@ -11,6 +11,8 @@ from jobs.claim import owner
 from jobs.unit import Unit
 from shards.storage import Storage
 
+FOLDER = "state/failures/"
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -57,4 +59,9 @@ def forget(storage: Storage, identity: str):
 
 def path(identity: str) -> str:
     """Where the failure of a unit is told."""
-    return f"state/failures/{identity}.json"
+    return f"{FOLDER}{identity}.json"
+
+
+def named(names: list[str]) -> set[str]:
+    """The identities of the units whose failures are told under these names."""
+    return {name.removeprefix(FOLDER).removesuffix(".json") for name in names}

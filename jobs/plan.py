@@ -79,7 +79,9 @@ class Run:
         self.names = set(self._listing)
         named: dict[str, list[Unit]] = self._at_work.get("named", {})
         *_, last = named.values() or [[]]
-        self._units = {} if self._at_work.get("decided") != self._decisions or all(map(self.done, last)) else dict(named)
+        stays = self._at_work.get("decided") == self._decisions and not all(map(self.done, last))
+        self._units = dict(named) if stays else {}
+        self._finished = set(list(named)[:-1]) if stays else set()  # stages
 
     @property
     def _decisions(self) -> list[str]:
@@ -103,7 +105,7 @@ class Run:
                 return
             named[stage.NAME] = units = self.units(stage.NAME)
             yield stage.NAME, units
-            if not all(map(self.done, units)):
+            if stage.NAME not in self._finished and not all(map(self.done, units)):
                 self._at_work.update(decided=self._decisions, named=named)
                 return
 

@@ -98,10 +98,10 @@ def _next(run: Run, link: Link, index: int, count: int, failed: dict) -> list[Un
     stage, pending = found
     tries = run.config.execution.tries
     able = [unit for unit in pending if unit.ranks <= link.ranks and unit.identity not in failed]
-    failing = {unit.identity for unit in able if failures.path(unit.identity) in run.names}
+    failing = failures.named(run.under(failures.FOLDER))
     able = [u for u in able if u.identity not in failing or not (before := failures.read(run.storage, u.identity)) or before.tries < tries]
-    claimed = {name.removeprefix(FOLDER).partition("-")[0] for name in run.under(FOLDER)}
-    free = [unit for unit in able if unit.identity not in claimed]
+    claimed = {name.rpartition("-")[0] for name in run.under(FOLDER)}
+    free = [unit for unit in able if FOLDER + unit.identity not in claimed]
     own = {unit.identity for unit in run.units(stage)[index::count]}
     if mine := [unit for unit in free if unit.identity in own]:
         return mine

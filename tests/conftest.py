@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 from cluster import cluster  # noqa: F401  the fixture, for every test
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("VHS_TEST_DATA", ROOT.parent / "shared" / "data"))
 os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE", GOMP_SPINCOUNT="0", KMP_BLOCKTIME="0")
+settings.register_profile("vhs", deadline=None)  # a busy machine is no fault of the code
+settings.load_profile("vhs")
 BOOKKEEPING = ("state/", ".tmp/", "checkpoints/")
 
 
