@@ -51,6 +51,10 @@ def save(state: dict, file: Path) -> None:
             out.flush()
             os.fsync(out.fileno())  # else a power cut after the rename can leave the new name with no bytes behind it
         os.replace(aside, file)
+    except RuntimeError as error:  # torch writes an end to what a full disk has cut off, fails again and hides why
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
     finally:
         aside.unlink(missing_ok=True)
 
