@@ -71,7 +71,7 @@ def machines():
             for number in (1, 2, 3):
                 _home(name / f"home{number}", (name / "key.pub").read_text())
                 script = SSHD.format(home=name / f"home{number}")
-                cluster.sbatch(f"--nodelist=node{number}", "--mem=100M", "--output=/dev/null", "--oversubscribe", script=script)
+                cluster.sbatch(f"--nodelist=node{number}", "--mem=12G", "--output=/dev/null", "--oversubscribe", script=script)
             addresses = [f"10.{port >> 8}.{port & 255}.{number}" for number in (1, 2, 3)]
             until(lambda: all(_lets_in(address, name / "key") for address in addresses), "an sshd on every machine")
             yield cluster, addresses, name / "key"
