@@ -22,7 +22,7 @@ from jobs.gang import Gang
 from jobs.logbook import Logbook
 from jobs.unit import Marker, Unit, commit, digest, read_marker
 from shards import crash, manifest
-from shards.storage import TEMPORARY, Storage, open_storage
+from shards.storage import Storage, open_storage
 
 Watch = Callable[[str, int, int, dict], None]  # (unit path, step, total steps, metrics): for a progress display in the same process
 
@@ -183,7 +183,7 @@ def _scratch(storage: Storage, config: Config, unit: Unit) -> Path:
     chosen = os.path.expandvars(config.execution.work_dir or os.environ.get("VHS_WORK_DIR", ""))
     if "$" in chosen:
         raise RuntimeError(f"work_dir {chosen}: this machine has no such variable; name one that it has, or a folder")
-    root = Path(chosen).expanduser() / digest(storage.url)[:12] if chosen else storage.root / TEMPORARY / "work"
+    root = Path(chosen).expanduser() / digest(storage.url)[:12] if chosen else storage.work
     (root / machine()).mkdir(parents=True, exist_ok=True, mode=0o700)
     for left in (root / machine()).glob("*-*-*"):
         _, pid, started = left.name.split("-")

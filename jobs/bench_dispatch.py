@@ -16,7 +16,6 @@ from pathlib import Path
 from jobs.bench import Result, _race, _rows
 from jobs.plan import Run
 from jobs.unit import Unit
-from shards.storage import TEMPORARY
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ def commit_nothing(run: Run, unit: Unit):
     from jobs.unit import Files, Table, commit
     from vhs.measure import CLASSES
 
-    nothing = run.storage.root / TEMPORARY / "empty"
+    nothing = run.storage.work / "empty"
     nothing.mkdir(parents=True, exist_ok=True)
     facts = {"images": 8, "rejects": [], "sources": ["clinic"], "accepted": dict.fromkeys(CLASSES, 2)}
     rows = pa.table({"key": [f"{number:016x}" for number in range(8)]})

@@ -69,7 +69,7 @@ def _drawable(out: Path, units: int) -> Run:
 
 
 def _gate(run: Run) -> Path:
-    folder = run.storage.root / "gate"
+    folder = run.storage.shared / "gate"
     folder.mkdir(exist_ok=True)
     return folder
 
@@ -126,7 +126,7 @@ def _by_array(run: Run, workers: int, seconds: float, cluster: str | None):
     site = Site.load(cluster)
     resources = site.resources(STAGE)
     link = Link(STAGE, 0, EACH * workers)
-    executor = SlurmExecutor(run.storage.root / "state" / "slurm", python=site.command)
+    executor = SlurmExecutor(run.storage.shared / "state" / "slurm", python=site.command)
     executor.update_parameters(**resources.sbatch(1), setup=site.lines, job_name="vhs-bench-scaling", array_parallelism=workers, stderr_to_stdout=True)
     with executor.batch():
         jobs = [

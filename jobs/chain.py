@@ -97,7 +97,7 @@ def submit(run: Run, cluster: str, until: str = ORDER[-1]) -> dict:
     forget_allocation()
     site, jobs, after = Site.load(cluster), [], []
     stamp = f"{time.time_ns()}"  # a folder of its own: another cluster would give the same job numbers, and submitit take old results for new
-    folder = run.storage.root / "state" / "slurm" / stamp
+    folder = run.storage.shared / "state" / "slurm" / stamp
     folder.mkdir(parents=True, mode=0o700)
     ill = sorted(history.ill_nodes(run))
     for name in run.under(failures.FOLDER):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Annotated, Optional
+from urllib.parse import unquote
 
 import typer
 from rich.console import Console
@@ -240,7 +241,7 @@ def _verdict(opened):
     from vhs.metrics import verdict
 
     out.print(verdict(summary))
-    out.print(f"report: {storage.local('report/index.html')}", soft_wrap=True)
+    out.print(f"report: {unquote(storage.url.removeprefix('file://'))}/report/index.html", soft_wrap=True)
 
 
 app.add_typer(elsewhere.app)

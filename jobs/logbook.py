@@ -21,7 +21,7 @@ class Logbook:
     def _writer(self):
         from torch.utils.tensorboard import SummaryWriter
 
-        return SummaryWriter(str(self._storage.local(self._folder)), purge_step=self._first)
+        return SummaryWriter(str(self._storage.shared / self._folder), purge_step=self._first)
 
     def scalars(self, step: int, metrics: dict[str, float]):
         """A step's figures, for tensorboard."""

@@ -176,6 +176,7 @@ def start(config: Config, out: str) -> Run:
             "models": models.fingerprints(config),
             "analysis": run.analysis,
         }
+        run.storage.prove()
         run.storage.commit("plan.json", json.dumps(plan, sort_keys=True, indent=1).encode(), crash_window="plan-before-commit")
     check(config, out)
     run.storage.sweep(older_than_s=24 * 3600)

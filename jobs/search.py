@@ -146,7 +146,7 @@ def _tune(run: Run, space: Search, records: dict[str, Trial], show: drive.Show) 
 
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # one display a run: ours; tracebacks are kept below
     config = run.config
-    scratch = run.storage.root / TEMPORARY / f"tune-{os.getpid()}"  # every node sees it
+    scratch = run.storage.shared / TEMPORARY / f"tune-{os.getpid()}"  # every node sees it
     share = {"cpu": config.threads, "gpu": min(1, int(ray.cluster_resources().get("GPU", 0)))}
     try:
         tuner = tune.Tuner(

@@ -94,8 +94,8 @@ def failed(run: Run) -> list[Failure]:
 
 def log_of(run: Run, failure: Failure) -> str:
     """What the job said in which a unit failed, the end of it; "" where it was no job of SLURM's, or its log is gone."""
-    logs = [name for name in run.names if failure.job and name.startswith("state/slurm/") and name.endswith(f"/{failure.job}_0_log.out")]
-    return run.storage.read(logs[-1])[-4000:].decode(errors="replace") if logs else ""
+    logs = sorted(run.storage.shared.glob(f"state/slurm/*/*/{failure.job}_0_log.out")) if failure.job else []
+    return logs[-1].read_bytes()[-4000:].decode(errors="replace") if logs else ""
 
 
 @dataclass(frozen=True)

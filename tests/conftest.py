@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from cluster import cluster  # noqa: F401  the fixture, for every test
 from hypothesis import settings
+from objectstore import bucket, s3  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("VHS_TEST_DATA", ROOT.parent / "shared" / "data"))

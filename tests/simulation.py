@@ -160,7 +160,7 @@ class Medium:
     """What shards.storage.Storage promises, of names in memory. Every operation takes a moment in which others may act, or in which its process ends."""
 
     def __init__(self, clock: Clock, root: Path):
-        self.url, self.root, self._clock, self._files, self._names = f"memory://{root}", root, clock, {}, []
+        self.url, self.work, self._clock, self._files, self._names = f"memory://{root}", root, clock, {}, []
         self.operations: Counter[str] = Counter()
         self.committed: Counter[str] = Counter()  # how often a commit of this name said that it had made it
 
