@@ -14,6 +14,8 @@ from cluster import cluster  # noqa: F401  the fixture, for every test
 from hypothesis import settings
 from objectstore import bucket, s3  # noqa: F401
 
+from shards.storage import open_storage
+
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("VHS_TEST_DATA", ROOT.parent / "shared" / "data"))
 os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE", GOMP_SPINCOUNT="0", KMP_BLOCKTIME="0")
@@ -72,12 +74,16 @@ def vhs(*arguments, environment: dict[str, str] | None = None, code: int | None 
     return printed
 
 
-def committed(run: Path) -> dict[str, str]:
-    """Every committed file of a run with its sha256: shards, sidecars, labels, models, predictions, rounds, report.
+def committed(run: Path | str) -> dict[str, str]:
+    """Every committed file of a run with its sha256: shards, sidecars, labels, models, predictions, rounds, report. `run`: a folder or an s3:// URL.
 
     The run may be at work: what is not committed yet is not entered, for its folders come and go.
     """
     files = {}
+    if isinstance(run, str) and "://" in run:
+        storage = open_storage(run)
+        names = [name for name in storage.list() if not name.startswith(BOOKKEEPING)]
+        return {name: hashlib.sha256(storage.read(name)).hexdigest() for name in names}
     for folder, within, names in os.walk(run):
         here = Path(folder).relative_to(run).as_posix() + "/"
         within[:] = [name for name in within if f"{here}{name}/".removeprefix("./") not in BOOKKEEPING]
@@ -85,7 +91,7 @@ def committed(run: Path) -> dict[str, str]:
     return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in sorted(files.items())}
 
 
-def markers(run: Path) -> list[str]:
+def markers(run: Path | str) -> list[str]:
     """Names of the committed units' markers."""
     import re
 
