@@ -87,7 +87,8 @@ def _lets_in(address: str, key: Path) -> bool:
 def _home(home: Path, key: str):
     (home / ".ssh").mkdir(parents=True)
     (home / ".ssh" / "authorized_keys").write_text(key)
-    (home / "passwd").write_text(Path("/etc/passwd").read_text() + f"me:x:0:0::{home}:/bin/bash\n")
+    # first, for ssh asks whose home ~ is by the user's number
+    (home / "passwd").write_text(f"me:x:0:0::{home}:/bin/bash\n" + Path("/etc/passwd").read_text())
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", home / "host_key"], check=True)
 
 
