@@ -45,7 +45,8 @@ def test_a_run_on_slurm_to_s3_is_the_local_one(cluster, bucket, reference, tmp_p
 
 
 @pytest.mark.slow
-def test_a_run_on_ray_to_s3_is_the_local_one(cluster, bucket, reference, tmp_path, figure):
+def test_a_run_on_ray_to_s3_is_the_local_one(cluster, s3, bucket, reference, tmp_path, figure, monkeypatch):
+    monkeypatch.setattr(cluster, "environment", cluster.environment | s3)
     submit(cluster, tmp_path, "ray.sbatch", "vhs", "run", "debug/demo", "--out", bucket, "--on", "ray", stage="generate", options="--nodes=3")
     assert_same(bucket, reference, "Ray on three nodes to S3", figure)
     done_once(bucket)
