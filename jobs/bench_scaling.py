@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from jobs import history
 from jobs.plan import Run
 from jobs.unit import Table, Unit
 
@@ -48,8 +49,7 @@ def scaling(on: str, workers: list[int], seconds: float, folder: Path, cluster: 
             raise RuntimeError(f"{len(words)} of {count} workers of {on} did the work: the others did not come, and the figure would be another's")
         run.refresh()
         there_s = max(word["came_s"] for word in words)
-        ended_s = [json.loads(run.storage.read(name))["ended_s"] for name in run.under("state/done/") if json.loads(run.storage.read(name))["stage"] == STAGE]
-        wall_s = max(ended_s) - there_s
+        wall_s = max(record["ended_s"] for record in history.done_records(run) if record["stage"] == STAGE) - there_s
         one_s = one_s or wall_s
         yield Scaling(on, count, seconds, wall_s, there_s - began_s, one_s / wall_s)
 

@@ -39,7 +39,7 @@ def frontier(run: Run) -> tuple[str, list[Unit]] | None:
     """The first stage with unfinished units, and those units. Generation and labelling alternate until the quota is met, for a finished round's
     labels name the next round's units; when nothing is left the run is complete."""
     *_, (stage, units) = run.named()
-    pending = [unit for unit in units if unit.marker not in run.names]
+    pending = [unit for unit in units if unit.marker not in run.names]  # as run.done, without a call for each of thousands at every look
     return (stage, pending) if pending else None
 
 

@@ -79,8 +79,7 @@ def typical_seconds(run: Run) -> dict[str, float]:
 
 def failed(run: Run) -> list[Failure]:
     """What is known of every unit that is not done and whose last try failed, or brought its job down, by reason."""
-    names = run.under(failures.FOLDER)
-    read = [failures.read(run.storage, name.rpartition("/")[2].removesuffix(".json")) for name in names]
+    read = [failures.read(run.storage, identity) for identity in failures.named(run.under(failures.FOLDER))]
     found = {failure.identity: failure for failure in read if failure}
     units = {unit.identity: unit for _, named in run.named() for unit in named if not run.done(unit)}
     last = {one.attempt.identity: one for one in history.ended(run) if not one.attempt.how}

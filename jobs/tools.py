@@ -320,13 +320,13 @@ def bench_scaling(
         raise configuration.ConfigError(f"--workers {workers}: numbers with commas between, such as 1,8")
     site = elsewhere.site(on, cluster)
     world.set_environment(1)
-    from jobs.bench_scaling import scaling
+    from jobs.bench_scaling import EACH, scaling
 
     rows = []
     for row in scaling(on, [int(word) for word in workers.split(",")], seconds, Path(folder).resolve(), site):
         rows.append(asdict(row))
         Console().print(
-            f"{row.workers} workers on {row.backend}: {2 * row.workers} units of {row.seconds:g} s in {row.wall_s:.1f} s, {row.efficiency:.1%} of the "
+            f"{row.workers} workers on {row.backend}: {EACH * row.workers} units of {row.seconds:g} s in {row.wall_s:.1f} s, {row.efficiency:.1%} of the "
             f"first row's pace a worker; after {row.start_s:.1f} s all were there", soft_wrap=True, highlight=False,
         )  # fmt: skip
     if json_file:

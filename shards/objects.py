@@ -25,7 +25,7 @@ WRITER = "vhs-writer"  # an object's metadata: the one call that made it
 BACKOFF = {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=20), "base": 2}  # with jitter
 RETRIES = {"max_retries": 8, "retry_timeout": timedelta(minutes=5), "backoff": BACKOFF}
 CLIENT = {"timeout": "120s", "connect_timeout": "10s"}  # of one request: what is silent for longer is asked again
-CACHE_GB = 20.0  # of this machine's disk, for what is read as files; VHS_CACHE_GB changes it
+CACHE_GB = 20.0  # of this machine's disk, for shards; VHS_CACHE_GB changes it. Models, fetched as folders, stay
 
 
 class Objects(Storage):
@@ -122,8 +122,13 @@ class Objects(Storage):
 
     def local(self, path: str) -> Path:
         """Fetched once into this machine's cache, where the bytes of the object, or of all objects below the folder `path`, are kept while there is room."""
-        with suppress(FileNotFoundError):
-            return self._fetched(path, self._about(path))
+        try:
+            about = self._about(path)
+        except FileNotFoundError:
+            return self._folder(path)
+        return self._fetched(path, about)
+
+    def _folder(self, path: str) -> Path:
         if not (below := sorted(self._below(path), key=lambda one: one["path"])):
             raise FileNotFoundError(f"{self.url}/{path}")
         tag = hashlib.sha256("".join(f"{one['path']} {one['e_tag']}" for one in below).encode()).hexdigest()[:12]
@@ -142,7 +147,7 @@ class Objects(Storage):
     def _fetched(self, path: str, about: dict) -> Path:
         name = hashlib.sha256(f"{self.url}/{path} {about['e_tag']} {about['size']}".encode()).hexdigest()[:24]
         file = _cache() / f"{name}{Path(path).suffix}"
-        if file.exists():
+        with suppress(FileNotFoundError):  # not yet here, or another process has just made room
             os.utime(file)
             return file
         _make_room(about["size"])
@@ -173,13 +178,14 @@ class Objects(Storage):
             checked(path, self.url)
         try:
             yield
-        except (PermissionDeniedError, UnauthenticatedError) as error:
-            who = os.environ.get("AWS_ACCESS_KEY_ID", "what this machine's role gives")
-            raise PermissionError(f"{self.url}/{path or ''}: the store refuses {action} to AWS_ACCESS_KEY_ID {who}: {_said(error)}") from None
-        except GenericError as error:
-            if "NoSuchBucket" in str(error):
+        except (PermissionDeniedError, UnauthenticatedError, GenericError) as error:
+            where, told = f"{self.url}/{path or ''}", str(error)
+            if "NoSuchBucket" in told:
                 raise FileNotFoundError(f"{self.url}: the store has no such bucket; make it, or choose another") from None
-            raise OSError(f"{self.url}/{path or ''}: {_said(error)}") from error
+            if isinstance(error, GenericError) and not re.search(r"status code: 40[13]\b", told):
+                raise OSError(f"{where}: {_said(error)}") from error
+            who = os.environ.get("AWS_ACCESS_KEY_ID", "what this machine's role gives")
+            raise PermissionError(f"{where}: the store refuses {action} to AWS_ACCESS_KEY_ID {who}: {_said(error)}") from None
 
     def prove(self) -> None:
         name = f"state/probe-{uuid4().hex}"
@@ -215,6 +221,9 @@ def _cache() -> Path:
     chosen = os.environ.get("VHS_CACHE_DIR") or Path(tempfile.gettempdir()) / f"vhs-cache-{os.getuid()}"
     folder = Path(chosen)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    about = folder.stat()
+    if about.st_uid != os.getuid() or about.st_mode & 0o022:  # weights are loaded from it
+        raise PermissionError(f"{folder}: others may write there; chmod 700 what is yours, or name another folder in VHS_CACHE_DIR")
     return folder
 
 

@@ -79,16 +79,8 @@ def committed(run: Path | str) -> dict[str, str]:
 
     The run may be at work: what is not committed yet is not entered, for its folders come and go.
     """
-    files = {}
-    if isinstance(run, str) and "://" in run:
-        storage = open_storage(run)
-        names = [name for name in storage.list() if not name.startswith(BOOKKEEPING)]
-        return {name: hashlib.sha256(storage.read(name)).hexdigest() for name in names}
-    for folder, within, names in os.walk(run):
-        here = Path(folder).relative_to(run).as_posix() + "/"
-        within[:] = [name for name in within if f"{here}{name}/".removeprefix("./") not in BOOKKEEPING]
-        files |= {f"{here}{name}".removeprefix("./"): Path(folder, name) for name in names}
-    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in sorted(files.items())}
+    storage = open_storage(run)
+    return {name: hashlib.sha256(storage.read(name)).hexdigest() for name in storage.list() if not name.startswith(BOOKKEEPING)}
 
 
 def markers(run: Path | str) -> list[str]:

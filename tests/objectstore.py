@@ -13,16 +13,19 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
+from shards.storage import open_storage
+
 
 def _free_ports(count: int) -> int:
-    """The first of `count` ports in a row that nobody uses, nor those 10,000 higher, which the server takes for its own talk."""
-    for first in range(21000 + os.getpid() % 4000, 50000, 7):
+    """The first of `count` ports in a row that nobody uses, nor those 10,000 higher, which the server takes for its own talk. Test processes that ask
+    at once have numbers near each other, and begin to look at places that are far apart."""
+    for first in range(21000 + os.getpid() % 200 * 40, 31000, 2 * count):
         wanted = [port + more for port in range(first, first + count) for more in (0, 10000)]
         with closing(socket.socket()) as probe:
             if all(probe.connect_ex(("127.0.0.1", port)) for port in wanted):
@@ -53,21 +56,19 @@ def s3() -> Iterator[dict[str, str]]:
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1",
             "VHS_CACHE_DIR": f"{folder}/cache",
         }  # fmt: skip
-        before = {name: os.environ.get(name) for name in environment}
-        os.environ.update(environment)
-        try:
-            _wait(server, environment["AWS_ENDPOINT_URL"])
-            yield environment
-        finally:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
-            for name, value in before.items():
-                os.environ.pop(name) if value is None else os.environ.update({name: value})
+        with pytest.MonkeyPatch.context() as ours:
+            for name, value in environment.items():
+                ours.setenv(name, value)
+            try:
+                _wait(server, environment["AWS_ENDPOINT_URL"])
+                yield environment
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(server.pid, signal.SIGKILL)
+                server.wait()
 
 
 def _wait(server: subprocess.Popen, url: str):
-    from shards.storage import open_storage
-
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         assert server.poll() is None, "the server ended"
@@ -84,10 +85,6 @@ def _wait(server: subprocess.Popen, url: str):
 @pytest.fixture
 def bucket(s3) -> str:
     """The address of a place on the server that nobody else uses."""
-    from shards.storage import open_storage
-
     name = f"s3://test-{uuid4().hex[:12]}"
     open_storage(name).put("other", b"")  # this server makes a bucket for whoever writes
     return f"{name}/some/run"
-
-
