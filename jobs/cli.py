@@ -12,8 +12,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
-from jobs import elsewhere, tools, world
+from jobs import elsewhere, tools, upkeep, world
+from jobs.bench import commands as bench
 from jobs.console import console, drive
+from jobs.elsewhere import RunArgument
 from jobs.tools import Overrides
 
 app = typer.Typer(
@@ -24,7 +26,6 @@ app = typer.Typer(
     help="Does generating radiographs help when few are labelled? Fine-tune, generate, measure, train, compare: one config, one answer with an interval.\n\n"
     "Start with **vhs run demo**. Research use, not for diagnosis.",
 )
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run.")]
 
 
 @app.command()
@@ -171,49 +172,6 @@ def report(run: RunArgument):
     _verdict(opened)
 
 
-@app.command()
-def verify(
-    url: Annotated[str, typer.Argument(metavar="RUN|DATASET", help="A run, or any folder of shards.")],
-    full: Annotated[bool, typer.Option("--full", help="Read every byte and compare every sha256.")] = False,
-):
-    """Is everything that was committed still there, once, and whole?
-
-    Example: vhs verify runs/mine --full
-    """
-    from jobs.audit import verify_all
-
-    shards, samples, findings = verify_all(url, full)
-    for finding in findings:
-        said = escape(f"{finding.path}: {finding.what}. To do: {finding.to_do}")
-        console.print(f"[{'red' if finding.error else 'yellow'}]{said}[/]", soft_wrap=True)
-    console.print(
-        f"{shards} shards, {samples} samples, {sum(f.error for f in findings)} errors, {sum(not f.error for f in findings)} remarks"
-    )
-    raise typer.Exit(1 if any(finding.error for finding in findings) else 0)
-
-
-@app.command()
-def regenerate(run: RunArgument, key: Annotated[str, typer.Argument(help="Key of a generated image (16 hex digits; see the sidecars).")]):
-    """Draw one generated image again, its whole batch with it, and compare with what is stored.
-
-    Example: vhs regenerate runs/mine 0123456789abcdef
-    """
-    from jobs.audit import regenerate as again
-    from jobs.plan import reopen
-
-    world.set_environment(reopen(run).config.threads)
-    found = again(run, key)
-    console.print(f"{key} is image {found['number']} of {found['shard']}")
-    if found["equal"]:
-        console.print("[green]the same bytes[/]")
-    elif not found["difference"]:
-        console.print("[green]the same pixels[/], packed into other bytes by another version of the PNG encoder")
-    else:
-        differs = ", ".join(f"{name} {then} -> {now}" for name, (then, now) in found["numerics"].items()) or "nothing that is recorded"
-        console.print(f"[yellow]other bytes[/], mean difference {found['difference']:.3f} grey levels; numerics that differ: {differs}")
-    raise typer.Exit(0 if not found["difference"] or (found["numerics"] and found["difference"] <= 1) else 1)
-
-
 def _validation(opened):
     """A single scope's arms on its inner validation: what may be looked at before every scope is done."""
     from jobs.status import validation
@@ -245,7 +203,9 @@ def _verdict(opened):
 
 
 app.add_typer(elsewhere.app)
+app.add_typer(upkeep.app)
 app.add_typer(tools.app)
+app.add_typer(bench.app, name="bench")
 
 
 def main():

@@ -8,7 +8,7 @@ import shutil
 import pytest
 from conftest import committed, markers, vhs
 
-from jobs.bench_dispatch import commit_nothing, fill
+from jobs.bench.dispatch import commit_nothing, fill
 from jobs.drive import frontier
 from jobs.plan import invalidated
 

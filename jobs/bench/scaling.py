@@ -56,14 +56,15 @@ def scaling(on: str, workers: list[int], seconds: float, folder: Path, cluster: 
 
 def _drawable(out: Path, units: int) -> Run:
     """A run in which everything is done that generation needs, and nothing of `units` units of it."""
-    from jobs import bench_dispatch, plan
+    from jobs import plan
+    from jobs.bench import dispatch
     from jobs.drive import frontier
     from vhs.measure import CLASSES
 
-    bench_dispatch.fill(out, -(-units // len(CLASSES)), until=STAGE)
+    dispatch.fill(out, -(-units // len(CLASSES)), until=STAGE)
     run = plan.reopen(str(out))
     for unit in frontier(run)[1][units:]:
-        bench_dispatch.commit_nothing(run, unit)
+        dispatch.commit_nothing(run, unit)
     run.refresh()
     return run
 
@@ -140,7 +141,7 @@ def _by_actors(run: Run, workers: int, seconds: float, cluster: str | None):
     from jobs.actors import Actors
     from jobs.drive import frontier
 
-    asleep = {"env_vars": {"VHS_BENCH_SLEEP": json.dumps([str(_gate(run)), workers, seconds])}, "worker_process_setup_hook": "jobs.bench_scaling.set_up"}
+    asleep = {"env_vars": {"VHS_BENCH_SLEEP": json.dumps([str(_gate(run)), workers, seconds])}, "worker_process_setup_hook": "jobs.bench.scaling.set_up"}
     with Actors(run.config, workers, asleep) as backend:
         units: list[Unit] = frontier(run)[1]
         for outcome in backend.run(run.url, run.config, units):

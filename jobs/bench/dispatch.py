@@ -13,7 +13,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from jobs.bench import Result, _race, _rows
+from jobs.bench.race import Result, race, rows
 from jobs.plan import Run
 from jobs.unit import Unit
 
@@ -50,11 +50,11 @@ def dispatch(units: int = 1000, repeats: int = 3, shards: int = 10_000, scratch:
                 "submitit: job and result as files": lambda: _pickles(Path(folder) / "submitit", units),
                 "Ray: a task and its answer": lambda: _tasks(units),
             }
-            rates = _race(contenders, units, repeats, time.perf_counter)
+            rates = race(contenders, units, repeats, time.perf_counter)
         finally:
             ray.shutdown()
-        rows = Result("dispatch", "units per second", world.cpu_name(), units, repeats, _rows(rates))
-        return Dispatch(rows, [_restart(Path(folder) / "run", shards), _submission(Path(folder) / "jobs", units)])
+        found = Result("dispatch", "units per second", world.cpu_name(), units, repeats, rows(rates))
+        return Dispatch(found, [_restart(Path(folder) / "run", shards), _submission(Path(folder) / "jobs", units)])
 
 
 def _nothing():
