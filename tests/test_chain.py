@@ -80,7 +80,8 @@ def test_four_ranks_on_two_nodes_are_four_ranks_here(cluster, reference, tmp_pat
     assert "," in row["NodeList"] or "-" in row["NodeList"], f"ran on one node: {row}"
 
 
-@pytest.mark.parametrize("ranks", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 4])
 def test_asked_to_stop_a_training_saves_is_queued_again_and_ends_the_same(ranks, cluster, reference, tmp_path, figure):
     """USR2 is what SLURM sends before a time limit or a preemption. No checkpoint but the one it asks for."""
     longer = ("dreambooth.steps=120", f"dreambooth.ranks={ranks}", "execution.checkpoint_steps=100000", "execution.heartbeat_s=0.3")
@@ -115,6 +116,7 @@ def test_a_unit_that_fails_is_named_with_its_node_and_what_to_do(cluster, refere
     until(lambda: not cluster.run(["squeue", "--noheader"]).strip(), "nothing left running")
 
 
+@pytest.mark.slow
 def test_nodes_and_jobs_are_lost_and_nothing_else(cluster, reference, tmp_path, figure):
     """While a detached run goes: a task requeued, another killed, a node without power. Every unit is committed once, with the same bytes."""
     run, total = tmp_path / "run", len(markers(reference))
