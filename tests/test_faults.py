@@ -125,7 +125,8 @@ def _no_accounting(cluster: Cluster, run: Path) -> str:
     return "no sacct for a minute"
 
 
-@pytest.mark.parametrize("fault", [_no_controller, pytest.param(_requeue_twice, marks=pytest.mark.slow), pytest.param(_no_accounting, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [_no_controller, _requeue_twice, _no_accounting])
 def test_generation_goes_on(fault: Callable[[Cluster, Path], str], cluster, reference, drawn, tmp_path, figure):
     run = begin(tmp_path / "run", reference, *OTHERS)
     folder, total = Path(run.url), len(markers(drawn))

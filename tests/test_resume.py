@@ -102,6 +102,7 @@ def test_two_starts_at_once_share_the_work(reference, tmp_path, figure):
     assert all(by.values()), "one of the two did nothing"
 
 
+@pytest.mark.slow
 def test_a_lost_worker_is_said_and_the_run_goes_on(reference, tmp_path, figure):
     run = tmp_path / "run"
     printed = vhs("run", "debug/demo", "execution.workers=2", "--out", run, environment={"VHS_CRASH_AT": "tar-half-written:1"}, code=1)
