@@ -236,6 +236,7 @@ class Claim:
             if self._over:
                 return
             self._over = True
+        crash.window("claim-not-dropped")
         if word is None:
             self.storage.delete(_name(self.identity, self.attempt))
         else:

