@@ -47,7 +47,7 @@ def test_a_storm_in_an_object_store_that_restarts(server, bucket, quiet, figure)
     assert len(calls) == 1 and {harm for where, harm in fired if where not in WINDOWS} >= {"500", "503", "reset", "lost", "truncated"}
 
 
-def overwriting(out: str, environment: dict[str, str], pipeline: bool):
+def overwriting(out: str, pipeline: bool):
     """A worker on a storage that does not create names but writes over them."""
 
     def replace(temporary: Path, target: Path) -> bool:
@@ -55,7 +55,7 @@ def overwriting(out: str, environment: dict[str, str], pipeline: bool):
         return True
 
     posix._link = replace
-    payload.work(out, environment, pipeline)
+    payload.work(out, pipeline)
 
 
 def test_a_storage_that_overwrites_is_found_out(quiet, tmp_path, monkeypatch):

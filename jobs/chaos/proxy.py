@@ -11,7 +11,6 @@ stale        a listing as it was at an earlier request for it, if one was seen
 from __future__ import annotations
 
 import http.client
-import os
 import random
 import socket
 import struct
@@ -67,7 +66,7 @@ class _Handler(BaseHTTPRequestHandler):
         trouble = self.server.trouble
         kind = trouble.of(self.command, self.path)
         if kind:
-            crash.log(f"{self.command}", kind)
+            crash.log(self.command, kind)
         if kind in ("500", "503"):
             return self._answer(int(kind), {"Content-Type": "application/xml"}, SLOW_DOWN if kind == "503" else b"")
         if kind == "silent":
@@ -123,9 +122,8 @@ class _Server(ThreadingHTTPServer):
         """A client that was killed in the middle of its request."""
 
 
-def serve(said, upstream: str, seed: int, every: int, silent_s: float, log: str):
+def serve(said, upstream: str, seed: int, every: int, silent_s: float):
     """Serve until killed, in a process of its own; `said`, a pipe's end, is told the address."""
-    os.environ["VHS_CRASH_LOG"] = log
     server = _Server(("127.0.0.1", 0), _Handler)
     server.upstream, server.trouble = urlsplit(upstream).netloc, Trouble(seed, every, silent_s)
     said.send(f"http://127.0.0.1:{server.server_port}")

@@ -153,16 +153,26 @@ def _until_complete(out, schedule: Schedule, harms: int, scratch: Path, through:
 
 def _worker(out: str, scratch: Path, environment: dict[str, str], pipeline: bool) -> BaseProcess:
     logs = {"VHS_CRASH_LOG": str(scratch / "harm"), "CHAOS_COMMITS": str(scratch / "commits"), "CHAOS_SAID": str(scratch / "said")}
-    worker = _context().Process(target=payload.work, args=(out, environment | logs, pipeline), daemon=True)
-    worker.start()
-    return worker
+    return _process(payload.work, out, pipeline, environment=environment | logs)
 
 
 def _context():
-    """Processes forked from one that has imported everything and done nothing: they begin in a moment."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["jobs.chaos.payload", "vhs.checkpoint", "vhs.radiograph", "pandas"])
     return context
+
+
+def _process(target: Callable, *arguments, environment: dict[str, str] | None = None) -> BaseProcess:
+    """A process in this one's environment and more, forked from one that has imported everything and done nothing: it begins in a moment."""
+    process = _context().Process(target=_in, args=({**os.environ, **(environment or {})}, target, arguments), daemon=True)
+    process.start()
+    return process
+
+
+def _in(environment: dict[str, str], target: Callable, arguments: tuple):
+    os.environ.clear()  # what the one it was forked from had
+    os.environ.update(environment)
+    target(*arguments)
 
 
 @contextmanager
@@ -176,8 +186,7 @@ def _scratch() -> Iterator[Path]:
 def _observed(out: str) -> Iterator[list]:
     """Somebody reads the run all the while; on leaving the list holds their word."""
     over, (ours, theirs), seen = _context().Event(), _context().Pipe(), []
-    reader = _context().Process(target=observer.watch, args=(out, over, theirs), daemon=True)
-    reader.start()
+    reader = _process(observer.watch, out, over, theirs)
     theirs.close()  # then its death is the end of the pipe
     try:
         yield seen
@@ -196,10 +205,8 @@ def _troubled(out: str, seed: int, every: int, scratch: Path) -> Iterator[dict[s
         yield {}
         return
     ours, theirs = _context().Pipe()
-    silent_s = 2 * payload.REQUEST_S
-    arguments = (theirs, os.environ["AWS_ENDPOINT_URL"], seed, every, silent_s, str(scratch / "harm"))
-    server = _context().Process(target=proxy.serve, args=arguments, daemon=True)
-    server.start()
+    log = {"VHS_CRASH_LOG": str(scratch / "harm")}
+    server = _process(proxy.serve, theirs, os.environ["AWS_ENDPOINT_URL"], seed, every, 2 * payload.REQUEST_S, environment=log)
     try:
         yield {"AWS_ENDPOINT_URL": ours.recv(), "VHS_REQUEST_S": str(payload.REQUEST_S)}
     finally:
