@@ -16,9 +16,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import BinaryIO
 from uuid import uuid4
 
 from shards import crash
+from shards.credentials import LEAST
+from shards.ranges import Ranges
 from shards.storage import Storage, checked
 
 WRITER = "vhs-writer"  # an object's metadata: the one call that made it
@@ -85,6 +88,9 @@ class Objects(Storage):
         end = size if length is None else min(size, offset + length)
         with self._allowed("s3:GetObject", path):
             return bytes(obstore.get_range(self._store, path, start=offset, end=end)) if offset < end else b""
+
+    def stream(self, path: str) -> BinaryIO:
+        return Ranges(lambda start, end: self.read(path, start, end - start), self.size(path))
 
     def size(self, path: str) -> int:
         return self._about(path)["size"]
@@ -184,8 +190,7 @@ class Objects(Storage):
                 raise FileNotFoundError(f"{self.url}: the store has no such bucket; make it, or choose another") from None
             if isinstance(error, GenericError) and not re.search(r"status code: 40[13]\b", told):
                 raise OSError(f"{where}: {_said(error)}") from error
-            who = os.environ.get("AWS_ACCESS_KEY_ID", "what this machine's role gives")
-            raise PermissionError(f"{where}: the store refuses {action} to AWS_ACCESS_KEY_ID {who}: {_said(error)}") from None
+            raise PermissionError(f"{where}: the store refuses {action} to {_who()}: {_said(error)}") from None
 
     def prove(self) -> None:
         name = f"state/probe-{uuid4().hex}"
@@ -208,6 +213,12 @@ class Objects(Storage):
     def sweep(self, older_than_s: float) -> int:
         """Nothing is ever written aside."""
         return 0
+
+
+def _who() -> str:
+    """Whose rights are lacking, without giving a key away."""
+    key = os.environ.get("AWS_ACCESS_KEY_ID")
+    return f"AWS_ACCESS_KEY_ID {key if len(key) < LEAST else f'…{key[-4:]}'}" if key else "what this machine's role gives"
 
 
 def _said(error: Exception) -> str:

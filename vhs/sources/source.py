@@ -67,9 +67,9 @@ def inside(name: str, place: Place | None = None) -> tuple[str, str | None]:
 class Source:
     """One image to ingest: where it is and what came with it.
 
-    `file`: its name in the place; of a sample in a shard TAR/NAME, and `inside` the (offset, size) of its bytes in the tar. `sha256` of them, where a
-    reader has read them anyway. `label`: a class name. `points`: K pairs in original pixels. `index`: the VHS or CTR that its label states; `name_index`: the one that
-    its file name carries, which never labels an image but may contradict its label. `reject`: why it cannot be used.
+    `file`: its name in the place; of a sample in a shard TAR/NAME, and `inside` (tar, offset, size) of its bytes. `sha256` of them, where a
+    reader has read them anyway. `label`: a class name. `points`: K pairs in original pixels. `index`: the VHS or CTR that its label states;
+    `name_index`: the one that its file name carries, which never labels an image but may contradict its label. `reject`: why it cannot be used.
     """
 
     file: str
@@ -81,7 +81,7 @@ class Source:
     index: float | None = None
     name_index: float | None = None
     reject: str | None = None
-    inside: tuple[int, int] | None = None
+    inside: tuple[str, int, int] | None = None
     sha256: str | None = None
 
     def as_dict(self) -> dict:

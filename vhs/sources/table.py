@@ -168,7 +168,7 @@ def class_numbers(values: set[str], class_order: tuple[str, ...] | None, where: 
 
 def class_in(line: dict, column: str | None, order: tuple[str, ...] | None, where: str) -> str | None:
     said = line[column] if column else ""
-    label = order[int(said)] if order and said else class_of(said)
+    label = order[int(said)] if order and said in _NUMBERS else class_of(said)
     if said and not label:
         raise SourceError(f"{where}: class {said.lower()!r}; legal: {', '.join(CLASSES)}")
     return label

@@ -15,7 +15,7 @@ import hashlib
 import json
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import BinaryIO
 
@@ -76,22 +76,36 @@ def listed(place: Place, names: list[str], named: str) -> Shards:
 
 def read(found: Shards, view: View, class_order: tuple[str, ...] | None) -> list[Source]:
     """One source a sample. A tar that is damaged, or no plain one, is a SourceError: a part of it is never used in silence."""
-    samples = [(tar, key, parts, _said(parts, view)) for tar in found.tars for key, parts in _samples(found.place, tar)]
+    samples = [(tar, key, _bare(parts), _said(parts, view)) for tar in found.tars for key, parts in _samples(found.place, tar)]
     stated = {said["class"] for *_, said in samples if said.get("class")}
     order = class_numbers({word for word in stated if not class_of(word)}, class_order, f"{found.words} of {typed(found.place)}")
     return [_source(tar, key, parts, said, view, order) for tar, key, parts, said in samples]
 
 
 def _samples(place: Place, tar: str) -> Iterator[tuple[str, dict[str, Part]]]:
-    """(key, parts by extension) of each sample of a tar, in its order."""
-    from webdataset.tariterators import group_by_keys
+    """(key, parts by extension) of each sample of a tar, in its order; last what has no extension, so is part of none."""
+    from webdataset.tariterators import base_plus_ext, group_by_keys
+
+    strays = []
+
+    def files(stream: BinaryIO) -> Iterator[dict]:
+        for part in members(stream):
+            if base_plus_ext(part.name)[0] is None:
+                strays.append(part)
+            yield {"fname": part.name, "data": part, "__url__": tar}
 
     try:
         with place.stream(tar) as stream:
-            for sample in group_by_keys({"fname": part.name, "data": part, "__url__": tar} for part in members(stream)):
+            for sample in group_by_keys(files(stream)):
                 yield sample["__key__"], {name: part for name, part in sample.items() if isinstance(part, Part)}
+        yield from ((part.name, {"": part}) for part in strays)
     except (tarfile.TarError, ValueError) as error:  # ValueError: webdataset's, where a key has a part twice
         raise SourceError(f"{typed(place, tar)} is no plain tar of samples: {error.args[0]}") from None
+
+
+def _bare(parts: dict[str, Part]) -> dict[str, Part]:
+    """`parts` without their bytes, which a million samples would hold in memory."""
+    return {name: replace(part, data=b"") for name, part in parts.items()}
 
 
 def members(stream: BinaryIO) -> Iterator[Part]:
@@ -182,5 +196,5 @@ def _source(tar: str, key: str, parts: dict[str, Part], said: dict[str, str], vi
         reject = reject or str(error)
     return Source(
         f"{tar}/{image.name}", patient=said.get("patient") or None, source=said.get("source") or None, **known, reject=reject,
-        inside=(image.offset, image.size), sha256=image.sha256,
+        inside=(tar, image.offset, image.size), sha256=image.sha256,
     )  # fmt: skip
