@@ -47,7 +47,7 @@ def verify(storage: Storage, folder: str, full: bool = False) -> Findings:
     for sidecar in manifest.sidecars(storage, folder):
         try:
             table = manifest.read(storage, sidecar)
-        except (pa.ArrowException, OSError) as error:
+        except (ValueError, OSError) as error:
             found.append(Finding(sidecar, f"not readable: {error}", "delete this sidecar, then run the same command again"))
             continue
         problem = _sidecar_problem(sidecar, table)
@@ -66,9 +66,9 @@ def _tar_path(sidecar: str, table: pa.Table) -> str:
 
 def _sidecar_problem(sidecar: str, table: pa.Table) -> str:
     """Does the sidecar agree with itself and its own name? What is wrong, or ""."""
-    about, lacking = manifest.metadata(table), sorted(set(manifest.SCHEMA.names) - set(table.column_names))
-    if lacking or (lacking := sorted(set(manifest.METADATA) - set(about))):
+    if lacking := manifest.lacking(table):
         return f"no sidecar of a shard: it lacks {', '.join(lacking)}"
+    about = manifest.metadata(table)
     number = manifest.shard_number(sidecar)
     if sidecar.rpartition("/")[2] != f"{number:05d}-{about['identity']}.parquet":
         return f"its metadata say identity {about['identity']}, its name says otherwise"
