@@ -45,7 +45,7 @@ from vhs.sources import SourceError, annotation  # noqa: E402
 CORPUS = Path(__file__).with_name("corpus")
 MEMORY, CPU_S, STUCK_S = 1 << 30, 5.0, 120.0
 VIOLATION, ILLEGAL = 77, 78  # exit codes of a worker
-KEPT_BYTES = 64 << 10  # an input that is longer is not kept
+KEPT, KEPT_BYTES = 8, 64 << 10  # inputs of a run that are kept for each target, and the longest
 VIEW = VIEWS["canine_lateral"]
 POINTS = (np.arange(12.0).reshape(6, 2) ** 1.5).tolist()
 
@@ -170,7 +170,8 @@ def _tars() -> list[bytes]:
     found = []
     for kind in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
         with tarfile.open(fileobj=(file := io.BytesIO()), mode="w", format=kind) as tar:
-            for name, data in (("a/1.png", b"\x89PNG"), ("a/1.json", _jsons()[0]), ("2.jpg", b"2"), ("2.cls", b"0"), ("é" * 20 + ".png", b"3"), ("4.txt", b"large")):
+            samples = {"a/1.png": b"\x89PNG", "a/1.json": _jsons()[0], "2.jpg": b"2", "2.cls": b"0", "é" * 20 + ".png": b"3", "4.txt": b"large"}
+            for name, data in samples.items():
                 member = tarfile.TarInfo(name)
                 member.size, member.mtime = len(data), 1.5
                 tar.addfile(member, io.BytesIO(data))
@@ -255,7 +256,8 @@ TARGETS = {
 
 # --- mutating --------------------------------------------------------------------------------------------------------------------------
 _NUMBERS = [0, 1, 127, 128, 255, 256, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0x7FFFFFFFFFFFFFFF, 0xFFFFFFFFFFFFFFFF]
-_WORDS = [b"-1", b"nan", b"1e999", b"9" * 30, b"{", b"[" * 50, b"null", b"\0", b"../", b"/etc/passwd", b"http://127.0.0.1:9/x.png", b"${oc.env:HOME}", b"&a *a", b"!!python/name:os.system "]
+_WORDS = [b"-1", b"nan", b"1e999", b"9" * 30, b"{", b"[" * 50, b"null", b"\0", b"../", b"/etc/passwd", b"http://127.0.0.1:9/x.png"]
+_WORDS += [b"${oc.env:HOME}", b"&a *a", b"!!python/name:os.system "]
 
 
 def mutated(name: str, seeds: list[bytes], seed: int, number: int) -> bytes:
@@ -313,7 +315,7 @@ def fuzz(name: str, count: int, seed: int = 0) -> Found:
 
 
 def _judge(found: Found, name: str, number: int, data: bytes, code: int):
-    if len(data) <= KEPT_BYTES:
+    if len(data) <= KEPT_BYTES and len(found.deaths) + len(found.wrong) < KEPT:
         (CORPUS / name).mkdir(parents=True, exist_ok=True)
         (CORPUS / name / hashlib.sha256(data).hexdigest()[:16]).write_bytes(data)
     how = f"{name} {number}: {signal.Signals(-code).name if code < 0 else f'exit {code}'}, {len(data)} bytes"
