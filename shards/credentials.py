@@ -10,12 +10,13 @@ VARIABLES = (
     "GOOGLE_SERVICE_ACCOUNT_KEY", "HF_TOKEN",
 )  # fmt: skip
 LEAST = 8  # characters: what is shorter is a word that a text may hold anyway
-_IN_URL = re.compile(r"(\w+://)[^/@\s]+@|(://[^\s?#'\"]*)\?[^\s'\"]*")  # user:password@, and queries: a signed URL's are its key
+_USER = re.compile(r"(\w+://)[^/@\s]+@")  # user:password@
+_QUERY = re.compile(r"(\w+://[^\s?#'\"]*)\?[^\s'\":,]*")  # a signed URL's is its key
 
 
 def refuse_in(url: str) -> None:
     """ValueError, which does not repeat it, where a URL may hold a key."""
-    if _IN_URL.search(url):
+    if _USER.search(url) or _QUERY.search(url):
         raise ValueError(
             f"{without_keys(url)}: a key, or anything else before @ or behind ?, has no place in a URL: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
@@ -23,7 +24,7 @@ def refuse_in(url: str) -> None:
 
 def without_keys(text: str) -> str:
     """`text` without the keys in this process's environment and in URLs."""
-    text = _IN_URL.sub(lambda found: found[1] or found[2], text)
+    text = _QUERY.sub(r"\1", _USER.sub(r"\1", text))
     for name in VARIABLES:
         value = os.environ.get(name, "")
         if len(value) >= LEAST:

@@ -91,7 +91,7 @@ def test_members_that_lead_out_are_rejected_and_nothing_is_unpacked(tmp_path):
 def test_a_member_of_gigantic_declared_size_takes_no_memory(declared, tmp_path):
     header = _member("0.png", size=declared).tobuf(tarfile.GNU_FORMAT)
     (tmp_path / "0.tar").write_bytes(header + bytes(10240))
-    _is_refused(tmp_path, "bytes")
+    _is_refused(tmp_path, "declares|unexpected end")
 
 
 def test_a_long_name_of_gigantic_declared_size_takes_no_memory(tmp_path):
@@ -216,7 +216,8 @@ def test_a_url_or_a_place_outside_that_data_names_is_not_followed(tmp_path):
     with socketserver.TCPServer(("127.0.0.1", 0), Listener) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         where = f"127.0.0.1:{server.server_address[1]}/x.png"
-        lines = [f"http://{where}?X-Amz-Signature={SECRET}", f"s3://{KEY}:{SECRET}@{where}", f"file://{outside}", str(outside), "../outside.png", "a/../../outside.png"]
+        lines = [f"http://{where}?X-Amz-Signature={SECRET}", f"s3://{KEY}:{SECRET}@{where}", f"file://{outside}"]
+        lines += [str(outside), "../outside.png", "a/../../outside.png"]
         table(tmp_path / "data")
         (tmp_path / "data" / "labels.csv").write_text("file,class\n0.png,small\n" + "".join(f"{line},large\n" for line in lines))
         printed = ingested(tmp_path / "data", tmp_path / "run")

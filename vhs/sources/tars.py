@@ -28,6 +28,7 @@ LIST = "shards.txt"
 SUFFIXES = (".tar", ".txt")  # of what is named: shards, or a list of them
 WORDS = ("txt", "cls", "json")  # parts that are read, the last of them the one that counts
 IMAGE_BYTES = 1 << 29
+FARTHEST = 1 << 50  # no file is as long
 BLOCK = 1 << 20  # bytes in memory at a time
 
 
@@ -141,7 +142,12 @@ class _Frugal:
     """A stream of which no more is read at a time than BLOCK: a header may declare gigabytes of long name."""
 
     def __init__(self, stream: BinaryIO):
-        self._stream, self.seek, self.tell = stream, stream.seek, stream.tell
+        self._stream, self.tell = stream, stream.tell
+
+    def seek(self, at: int) -> int:
+        if at > FARTHEST:
+            raise tarfile.ReadError(f"a header declares {at} bytes")
+        return self._stream.seek(at)
 
     def read(self, size: int) -> bytes:
         if not 0 <= size <= BLOCK:
