@@ -6,8 +6,9 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 export KMP_BLOCKTIME ?= 0
 TEST_WORKERS ?= 3  # on two cores: half of the time a test of a cluster waits for it
+FUZZ ?= 100000
 
-.PHONY: demo test test-slow lint cluster-up cluster-down clean
+.PHONY: demo test test-slow fuzz lint cluster-up cluster-down clean
 
 demo: $(VENV)/.installed  ## phantoms to report on this machine
 	$(VENV)/bin/vhs run demo --out runs/demo
@@ -17,6 +18,9 @@ test: $(VENV)/.installed-test  ## every test but the slow ones
 
 test-slow: $(VENV)/.installed-test  ## the rest: each crash window alone, real data end to end
 	$(VENV)/bin/python -m pytest -m slow -n 2
+
+fuzz: $(VENV)/.installed-test  ## $(FUZZ) mutated inputs for each reader of what others wrote
+	$(VENV)/bin/python tests/fuzz.py --count $(FUZZ)
 
 lint: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Annotated, Optional
 from urllib.parse import unquote
 
@@ -63,9 +62,9 @@ def run(
     """
     from jobs import config as configuration
     from jobs import overview, plan
+    from jobs.data import is_here, open_data
     from jobs.dry_run import dry_run as dry_run_of
     from shards.storage import open_storage
-    from vhs import sources
 
     settings = configuration.load(config, overrides or [])
     if gpus and not dry_run:
@@ -74,9 +73,9 @@ def run(
         raise configuration.ConfigError(f"--scope {scope}: a dry run plans every scope; leave one of the two out")
     cluster = elsewhere.site(on, cluster)
     out = out or f"runs/{settings.name}"
-    data_away = dry_run and not Path(settings.data).expanduser().exists()
+    data_away = dry_run and not is_here(settings.data)
     if settings.data != "phantoms" and not data_away and not open_storage(out).exists("plan.json"):  # later the data may be away
-        console.print(f"data: {sources.layout(settings.data)}", markup=False, soft_wrap=True)
+        console.print(f"data: {open_data(settings.data).layout()}", markup=False, soft_wrap=True)
     if dry_run:
         return dry_run_of(settings, out, calibrate, gpus)
     world.set_environment(settings.threads)
@@ -213,14 +212,16 @@ def main():
     from jobs.config import ConfigError
     from jobs.drive import Failed
     from jobs.plan import PlanError
+    from shards.credentials import without_keys
     from vhs.sources import SourceError
 
+    os.umask(os.umask(0) | 0o002)  # for all that this command starts
     try:
         app()
     except (ConfigError, PlanError, SourceError, Failed, ValueError, KeyError, RuntimeError, OSError) as error:
         if os.environ.get("VHS_TRACEBACK"):
             raise
-        said = escape(str(error.args[0] if isinstance(error, KeyError) else error))
+        said = escape(without_keys(str(error.args[0] if isinstance(error, KeyError) else error)))
         console.print(f"[red]error[/] {said}", soft_wrap=True, highlight=False)
         raise SystemExit(1) from None
 

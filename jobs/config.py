@@ -11,10 +11,13 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from shards import credentials
 from vhs.measure import CLASSES, VIEWS, View
 from vhs.prompts import class_prompt, concepts, instance_prompt, names_source
 from vhs.settings import CONFIGS, Classifier, DreamBooth, Generation, Labeller, Phantoms, Priors, Report, Section, Split, ViewName
 
+FILE_BYTES = 1 << 20
+PHANTOMS, FILES = "phantoms", "files"  # what science knows of `data`
 Arm = Literal["real", "real-matched", "mixed", "pretrain", "measure"]
 
 
@@ -67,7 +70,7 @@ class Execution(Section):
 
 
 class Config(Section):
-    """The whole of it. `data` is a folder, a CSV, or the word `phantoms`."""
+    """The whole of it. `data` is a folder, a CSV, WebDataset shards (a list, or a pattern with braces), each here or in object storage, or `phantoms`."""
 
     name: str
     view: ViewName
@@ -96,6 +99,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _whole(self) -> Config:
+        credentials.refuse_in(self.data)
         if {"mixed", "real-matched"} - set(self.arms) and {"mixed", "real-matched"} & set(self.arms):
             raise ValueError("arms mixed and real-matched are compared with each other: name both or neither")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
@@ -123,8 +127,8 @@ class Config(Section):
 
     @property
     def science(self) -> dict:
-        """Everything that changes results, as plain JSON values."""
-        return self.model_dump(mode="json", exclude={"execution", "expect"})
+        """Everything that changes results, as plain JSON values. What the data holds is in the list of sources; where it lies changes nothing."""
+        return self.model_dump(mode="json", exclude={"execution", "expect"}) | {"data": PHANTOMS if self.data == PHANTOMS else FILES}
 
 
 def names(kind: str = "") -> list[str]:
@@ -152,10 +156,24 @@ def read(name: str, overrides: list[str], model: type[BaseModel]):
         if "=" not in item:
             raise ConfigError(f"{item!r} is no override: write key=value, for example classifier.epochs=20")
     try:
-        merged = OmegaConf.merge(OmegaConf.load(find(name)), OmegaConf.from_dotlist(list(overrides)))
-        return validated(OmegaConf.to_container(merged, resolve=True), model)
-    except (OmegaConfBaseException, YAMLError, ValueError, TypeError) as error:
-        raise ConfigError(f"{name}: {error}") from None
+        merged = OmegaConf.merge(_written(find(name)), OmegaConf.from_dotlist(list(overrides)))
+        # values only: ${...} stays what it is, for it could take a key from the environment into the plan
+        return validated(OmegaConf.to_container(merged, resolve=False), model)
+    except (OmegaConfBaseException, YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{name}: {credentials.without_keys(str(error))}") from None
+
+
+def _written(file: Path):
+    """The YAML in `file`. ValueError for one that is longer than any configuration, or that repeats parts of itself, which a few lines do a billion times."""
+    import yaml
+    from omegaconf import OmegaConf
+
+    data = file.read_bytes()
+    if len(data) > FILE_BYTES:
+        raise ValueError(f"{len(data)} bytes, a configuration has at most {FILE_BYTES}")
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(data, yaml.SafeLoader)):
+        raise ValueError("an alias (*name) repeats a part of the file; write the values out")
+    return OmegaConf.create(data.decode())
 
 
 def validated(values: dict, model: type[BaseModel]):
@@ -182,7 +200,7 @@ def _explain(item: dict, model: type[BaseModel]) -> str:
     if item["type"] == "missing":
         return f"{where}: needs a value"
     said = item["msg"].removeprefix("Value error, ")
-    return f"{where} = {item['input']!r}: {said}" if item["loc"] else said
+    return f"{where} = {credentials.without_keys(repr(item['input']))}: {said}" if item["loc"] else said
 
 
 def changed(old: dict, new: dict, prefix: str = "") -> list[str]:

@@ -15,6 +15,7 @@ from jobs.attempt import Watch, attempt
 from jobs.config import Config
 from jobs.gang import Gang
 from jobs.unit import Unit
+from shards.credentials import without_keys
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def outcome(url: str, config: Config, unit: Unit, watch: Watch | None = None, ga
     try:
         return Outcome(unit, attempt(url, config, unit, watch, gang))
     except Exception as error:
-        return Outcome(unit, "failed", f"{type(error).__name__}: {error}")
+        return Outcome(unit, "failed", without_keys(f"{type(error).__name__}: {error}"))
 
 
 def _worker(threads: int, parent: int):

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 
 from jobs.claim import owner
 from jobs.unit import Unit
+from shards.credentials import without_keys
 from shards.storage import Storage
 
 FOLDER = "state/failures/"
@@ -39,6 +40,7 @@ def record(storage: Storage, unit: Unit, error: BaseException) -> Failure:
 def blame(storage: Storage, unit: Unit, reason: str, node: str, job: str, told: str = "") -> Failure:
     """Take down that a try at `unit` ended, for whom it may concern; `told`: its traceback, if it had one."""
     before = read(storage, unit.identity)
+    reason, told = without_keys(reason), without_keys(told)
     failure = Failure(unit.identity, unit.stage, unit.path, reason, told, before.tries + 1 if before else 1, node, job, time.time())
     storage.put(path(unit.identity), json.dumps(asdict(failure), indent=1).encode())
     return failure

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from jobs import makespan, models, rates, status
 from jobs.config import Config, ConfigError
+from jobs.data import is_here
 from jobs.makespan import Block
 from jobs.plan import Run
 from vhs.measure import CLASSES
@@ -145,7 +146,7 @@ def ran_on(run: Run) -> rates.Machine:
 
 def sizes(config: Config, run: Run) -> Sizes:
     """Parts of the data as it is here, or as `expect` says. SourceError for unusable data, ConfigError where there is neither."""
-    if config.data != "phantoms" and not Path(config.data).expanduser().exists():
+    if not is_here(config.data):
         if not (expected := config.expect):
             raise ConfigError(f"data = {config.data!r} is not here: give data=FOLDER, or plan with expect={{train: N, valid: N, test: N}}")
         judged = expected.test if expected.judged is None else expected.judged

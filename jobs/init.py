@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
 from jobs.config import ConfigError
-from vhs import sources
+from jobs.data import Data, open_data, place
 from vhs.measure import CLASSES, VIEWS, View
-from vhs.sources import Source
+from vhs.sources import Source, SourceError
 
 FEW = 600  # labelled images; with fewer, folds say more than one test split (the interval of 150 test images is +- 7 points)
 
@@ -18,7 +17,7 @@ FEW = 600  # labelled images; with fewer, folds say more than one test split (th
 class Survey:
     """What `scan` found in `data`, sources sorted by file."""
 
-    data: Path
+    data: str
     layout: str
     view: View
     sources: list[Source]
@@ -42,24 +41,25 @@ class Survey:
         return bool(test) and not any(source.split == "test" for source in self.labelled)
 
 
-def survey(data: Path, view: str | None) -> Survey:
+def survey(data: str, view: str | None) -> Survey:
     """Look `data` over. The view is the one whose key points are there, else `view`; ConfigError where neither says."""
     if view not in (None, *VIEWS):
         raise ConfigError(f"--view {view}: legal are {', '.join(VIEWS)}")
-    layout, name = sources.layout(data), view or _guess(data)
+    opened = open_data(data)
+    layout, name = opened.layout(), view or _guess(opened)
     if name is None:
         raise ConfigError(f"{data} ({layout}) has no key points that tell the view: say --view {' or --view '.join(VIEWS)}")
-    return Survey(data, layout, VIEWS[name], sources.scan(data, VIEWS[name]))
+    return Survey(place(data), layout, VIEWS[name], opened.scan(VIEWS[name]))
 
 
-def _guess(data: Path) -> str | None:
+def _guess(data: Data) -> str | None:
     """The view whose key points `data` holds. SourceError where nothing can be used, whatever the view."""
-    said = []
+    said: list[SourceError] = []
     for view in VIEWS.values():
         try:
-            if any(source.points for source in sources.scan(data, view)):
+            if any(source.points for source in data.scan(view)):
                 return view.name
-        except sources.SourceError as error:  # a table that lacks this view's points says so
+        except SourceError as error:  # a table that lacks this view's points says so
             said.append(error)
     if len(said) == len(VIEWS) and len(set(map(str, said))) == 1:
         raise said[0]
@@ -120,7 +120,7 @@ def config(found: Survey, name: str) -> str:
         f"name: {name}",
         f"view: {found.view.name}",
         "resolution: 128  # pixels a side, what the small base that travels with vhs draws; 512 with base=FOLDER of a Stable Diffusion",
-        f"data: {found.data.resolve()}",
+        f"data: {found.data}",
         f"split: {{folds: {folds}}}" + ("  # 0: the test split alone" if folds else "  # 5: cross-validated too, at five times the cost"),
     ]
     if not found.pointed:

@@ -14,11 +14,14 @@ from functools import cached_property, reduce
 from importlib.metadata import version
 
 from jobs import models
-from jobs.config import Config, changed
+from jobs.config import PHANTOMS, Config, changed
+from jobs.data import place
 from jobs.unit import Marker, Unit, read_marker
-from shards.storage import open_storage
+from shards.storage import Storage, open_storage
 
-FORMAT = 2  # of a run folder
+FORMAT = 3  # of a run folder
+STARTED = "state/execution.json"  # how the run was last started: where its data lies, and its execution settings
+SOURCES = "real/sources.json"
 LAST = chr(0x10FFFF)  # after every character of a name
 
 
@@ -180,7 +183,7 @@ def start(config: Config, out: str) -> Run:
         run.storage.commit("plan.json", json.dumps(plan, sort_keys=True, indent=1).encode(), crash_window="plan-before-commit")
     check(config, out)
     run.storage.sweep(older_than_s=24 * 3600)
-    run.storage.put("state/execution.json", json.dumps(config.execution.model_dump(mode="json"), indent=1).encode())
+    run.storage.put(STARTED, json.dumps({"data": place(config.data), "execution": config.execution.model_dump(mode="json")}, indent=1).encode())
     return run
 
 
@@ -189,6 +192,7 @@ def check(config: Config, out: str):
     plan = read_plan(out)
     if keys := changed(plan["science"], config.science):
         raise PlanError(_refusal(out, keys))
+    _check_data(config, out)
     then, now = plan["models"], models.fingerprints(config)
     if other := [f"{name} was {then[name]}, is {now[name]}" for name in now if now[name] != then[name]]:
         raise PlanError(
@@ -197,12 +201,29 @@ def check(config: Config, out: str):
         )
 
 
+def _check_data(config: Config, out: str):
+    """PlanError if the data is looked for in another place than before, and is not the same there."""
+    from jobs.stages import ingest
+
+    storage = open_storage(out)
+    if config.data == PHANTOMS or place(config.data) == started(storage).get("data") or not storage.exists(SOURCES):
+        return
+    then = {source["file"]: source for source in json.loads(storage.read(SOURCES))}
+    now = {source["file"]: source for source in json.loads(json.dumps(ingest.sources(config)))}
+    if other := sorted(file for file in then.keys() | now.keys() if then.get(file) != now.get(file)):
+        raise PlanError(f"{config.data} holds other data than {out} began with, {len(other)} sources, {other[0]} first. {_refusal(out, ['data'])}")
+
+
+def started(storage: Storage) -> dict:
+    """How a run was last started; nothing where nobody knows."""
+    return json.loads(storage.read(STARTED)) if storage.exists(STARTED) else {}
+
+
 def reopen(out: str, read_only: bool = False) -> Run:
     """The run at `out` with the plan and the execution settings it was last started with."""
     plan, storage = read_plan(out), open_storage(out)
-    execution = json.loads(storage.read("state/execution.json")) if storage.exists("state/execution.json") else {}
     try:
-        return Run(out, Config.model_validate({**plan["science"], "execution": execution}), read_only)
+        return Run(out, Config.model_validate(plan["science"] | started(storage)), read_only)
     except ValueError as error:
         raise PlanError(
             f"{out}: its plan does not fit this version of vhs ({version('vhs')}; planned with {plan['vhs']}): {error}"

@@ -13,6 +13,7 @@ import numpy as np
 
 from jobs import plan
 from shards.sample import sample_key
+from vhs.contained import Contained, Died
 from vhs.labelling import Labeller
 from vhs.measure import CLASSES, VIEWS, View
 from vhs.radiograph import Letterbox, Unreadable, decode
@@ -50,18 +51,19 @@ def open_labeller(model: str) -> Labeller:
 
 def predict(labeller: Labeller, files: list[Path], passes: int = 8, overlays: Path | None = None) -> Iterator[Prediction]:
     """Every file, in order; one that cannot be read is among them, with the reason. `overlays`: a folder for pictures of the measurements."""
-    for start in range(0, len(files), CHUNK):
-        yield from _chunk(labeller, files[start : start + CHUNK], passes, overlays)
+    with Contained() as contained:
+        for start in range(0, len(files), CHUNK):
+            yield from _chunk(labeller, files[start : start + CHUNK], passes, overlays, contained)
 
 
-def _chunk(labeller: Labeller, files: list[Path], passes: int, overlays: Path | None) -> Iterator[Prediction]:
+def _chunk(labeller: Labeller, files: list[Path], passes: int, overlays: Path | None, contained: Contained) -> Iterator[Prediction]:
     view, images, keys, unreadable = labeller.view, {}, [], {}
     for number, file in enumerate(files):
         try:
             data = file.read_bytes()
-            images[number] = decode(data, file.name)
+            images[number] = contained.call(decode, data, file.name)
             keys.append(sample_key(data))
-        except (OSError, Unreadable) as error:
+        except (OSError, Unreadable, Died) as error:
             unreadable[number] = f"not read: {error}"
     boxes = {number: Letterbox(image.shape[1], image.shape[0], labeller.size_px) for number, image in images.items()}
     found = labeller.measure(np.stack([boxes[n].image(image) for n, image in images.items()]), keys, passes) if images else None

@@ -74,7 +74,7 @@ def phantom(
 
 @app.command()
 def ingest(
-    data: Annotated[str, typer.Argument(metavar="DATA", help="A folder with a CSV or class folders, or a CSV.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A folder, a CSV, or WebDataset shards; here or at s3://bucket/folder.")],
     out: Annotated[str, typer.Option(help="The run's folder.")],
     view: Annotated[str, typer.Option(help=f"{' or '.join(VIEWS)}.")],
     resolution: Annotated[int, typer.Option(help="Pixels a side of the stored images.")] = 512,
@@ -85,11 +85,11 @@ def ingest(
     """
     from jobs import plan
     from jobs.config import Config, validated
-    from vhs import sources
+    from jobs.data import open_data
 
     unasked = {"split": {"folds": 2}, "label_by": "hand"}  # nothing is judged or labelled here: what lacks labels or points will do
     opened = plan.start(validated({"name": "ingest", "view": view, "data": data, "resolution": resolution, **unasked}, Config), out)
-    console.print(f"reading {sources.layout(data)}", markup=False)
+    console.print(f"reading {open_data(data).layout()}", markup=False)
     drive(opened, only="ingest")
     for marker in (opened.marker(path) for path in opened.committed("ingest")):
         console.print(f"{marker.facts['images']} images: " + ", ".join(f"{n} {name}" for name, n in marker.facts["classes"].items()))
@@ -99,7 +99,7 @@ def ingest(
 
 @app.command()
 def init(
-    data: Annotated[Path, typer.Argument(metavar="DIR", help="A data folder, or a CSV.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A data folder, a CSV, or shards; here or at s3://bucket/folder.")],
     out: Annotated[Path, typer.Option(help="The configuration to write.")] = Path("config.yaml"),
     view: Annotated[Optional[str], typer.Option(help="canine_lateral or human_frontal, where the key points do not tell.")] = None,
 ):

@@ -45,13 +45,23 @@ def encode(table: pa.Table, metadata: dict[str, str]) -> bytes:
 
 
 def read(storage: Storage, path: str) -> pa.Table:
-    """One committed table with its schema metadata, page checksums verified."""
-    return pq.ParquetFile(pa.BufferReader(storage.read(path)), page_checksum_verification=True).read()
+    """One committed table with its schema metadata, page checksums verified. ValueError for one that is damaged."""
+    data = storage.read(path)
+    try:
+        return pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read()
+    except (pa.ArrowException, OSError, MemoryError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
 
 
 def metadata(table: pa.Table) -> dict[str, str]:
     """Schema metadata as text."""
     return {name.decode(): value.decode() for name, value in (table.schema.metadata or {}).items()}
+
+
+def lacking(table: pa.Table) -> list[str]:
+    """Columns, or else metadata, that a sidecar has and `table` has not, or not of that type."""
+    wrong = [field.name for field in SCHEMA if field.name not in table.column_names or table.schema.field(field.name).type != field.type]
+    return wrong or sorted(set(METADATA) - set(metadata(table)))
 
 
 def sidecars(storage: Storage, folder: str) -> list[str]:
@@ -68,7 +78,7 @@ def load(
 
     `keep` chooses among a folder's sidecars by path. Columns are SCHEMA's, those the writers gave (null where a sidecar lacks one, the
     wider type where two differ) and `path`, folder/shard, enough to open the image. ValueError if two of the folder's sidecars share a
-    number (one unit made under two identities) or two samples share a key.
+    number (one unit made under two identities), two samples share a key, or a sidecar is damaged.
     """
     if (folder is None) == (paths is None):
         raise ValueError("manifest.load wants either a folder or paths=[...] of sidecars, not both")
@@ -76,6 +86,8 @@ def load(
     tables = []
     for path in chosen:
         table = read(storage, path)
+        if missing := lacking(table):
+            raise ValueError(f"{path} is no sidecar of a shard: it lacks {', '.join(missing)}")
         tar = _join(path.rpartition("/")[0], metadata(table)["shard"])
         tables.append(table.append_column("path", pa.repeat(pa.scalar(tar), table.num_rows)).replace_schema_metadata(None))
     if not tables:

@@ -16,9 +16,12 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 from uuid import uuid4
 
 from shards import crash
+from shards.credentials import LEAST
+from shards.ranges import Ranges
 from shards.storage import Storage, checked
 
 WRITER = "vhs-writer"  # an object's metadata: the one call that made it
@@ -106,6 +109,9 @@ class Objects(Storage):
             return data
 
         return self._ask("s3:GetObject", path, part) if start < end else b""
+
+    def stream(self, path: str) -> BinaryIO:
+        return Ranges(lambda start, end: self._range(path, start, end), self.size(path))
 
     def size(self, path: str) -> int:
         return self._about(path)["size"]
@@ -206,8 +212,7 @@ class Objects(Storage):
                 if "NoSuchBucket" in told:
                     raise FileNotFoundError(f"{self.url}: the store has no such bucket; make it, or choose another") from None
                 if isinstance(error, PermissionDeniedError | UnauthenticatedError) or re.search(r"status code: 40[13]\b", told):
-                    who = os.environ.get("AWS_ACCESS_KEY_ID", "what this machine's role gives")
-                    raise PermissionError(f"{where}: the store refuses {action} to AWS_ACCESS_KEY_ID {who}: {_said(error)}") from None
+                    raise PermissionError(f"{where}: the store refuses {action} to {_who()}: {_said(error)}") from None
                 waited_s = time.monotonic() - began_s
                 if LOST.search(told) or waited_s + pause_s > (PATIENCE_S if self._answered else STRANGERS_S):
                     raise OSError(f"{where}: {_said(error)}, asked again for {waited_s:.0f} s") from error
@@ -235,6 +240,12 @@ class Objects(Storage):
     def sweep(self, older_than_s: float) -> int:
         """Nothing is ever written aside."""
         return 0
+
+
+def _who() -> str:
+    """Whose rights are lacking, without giving a key away."""
+    key = os.environ.get("AWS_ACCESS_KEY_ID")
+    return f"AWS_ACCESS_KEY_ID {key if len(key) < LEAST else f'…{key[-4:]}'}" if key else "what this machine's role gives"
 
 
 def _said(error: Exception) -> str:

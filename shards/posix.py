@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 from uuid import uuid4
 
 from shards import crash
@@ -46,6 +47,9 @@ class Posix(Storage):
             if offset:
                 file.seek(offset)
             return file.read(-1 if length is None else length)
+
+    def stream(self, path: str) -> BinaryIO:
+        return open(self._name(path), "rb")
 
     def size(self, path: str) -> int:
         return os.stat(self._name(path)).st_size
@@ -91,7 +95,7 @@ class Posix(Storage):
         """`data` under a name nobody else uses, flushed to the disk if `durable`; gone again on leaving (a kill leaves it, invisible, for `sweep`)."""
         temporary = self.root / TEMPORARY / uuid4().hex
         try:
-            with _in_folder(temporary.parent, lambda: open(temporary, "xb")) as file:
+            with _in_folder(temporary.parent, lambda: open(temporary, "xb", opener=_for_us)) as file:
                 crash.window("write-begun")
                 if isinstance(data, Path):
                     with open(data, "rb") as source:
@@ -133,8 +137,12 @@ def _make_folder(folder: Path) -> None:
     if folder.is_dir():
         return
     _make_folder(folder.parent)
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(mode=0o775, exist_ok=True)  # whatever the umask: what a run reads, nobody else may write
     _sync_folder(folder.parent)
+
+
+def _for_us(name: str, flags: int) -> int:
+    return os.open(name, flags, 0o664)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -96,9 +96,10 @@ class ShardReader:
             opened = _opened(self.storage.local(path))
         except FileNotFoundError as error:
             raise self._damaged(i, str(error)) from error
+        there = max(0, min(size, opened.size - offset))
+        if there != size or offset < 0:
+            raise self._damaged(i, f"{there} of {size} bytes are there")
         data = os.pread(opened.descriptor, size, offset)
-        if len(data) != size:
-            raise self._damaged(i, f"{len(data)} of {size} bytes are there")
         if check and (found := hashlib.sha256(data).hexdigest()) != self._sha256[i]:
             raise self._damaged(i, f"sha256 is {found}, the sidecar says {self._sha256[i]}")
         return data
@@ -143,6 +144,7 @@ class _Opened:
 
     def __init__(self, file: Path):
         self.descriptor = os.open(file, os.O_RDONLY)
+        self.size = os.fstat(self.descriptor).st_size
 
     def __del__(self):
         if hasattr(self, "descriptor"):

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
+
+from shards.credentials import refuse_in
 
 TEMPORARY = ".tmp"
 OBJECTS = ("s3", "gs", "az")  # schemes
@@ -17,11 +20,13 @@ _NO_PART = frozenset(("", ".", ".."))
 
 
 def open_storage(url: str | Path) -> Storage:
-    """The storage at a local path, a file:// URL (the folder need not exist yet) or s3://bucket/prefix. ValueError for any other kind of URL."""
+    """The storage at a local path, a file:// URL (the folder need not exist yet) or s3://bucket/prefix. ValueError for any other kind of URL, and for one with
+    a key in it."""
     from shards.posix import Posix
 
     if isinstance(url, Path) or "://" not in url:
         return Posix(Path(url).expanduser().absolute())
+    refuse_in(url)
     parts = urlsplit(url)
     if parts.scheme in OBJECTS and parts.netloc:
         from shards.objects import Objects
@@ -65,6 +70,10 @@ class Storage(ABC):
     @abstractmethod
     def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
         """`length` bytes from `offset` (None: to the end); fewer where the file ends. FileNotFoundError if it is absent."""
+
+    @abstractmethod
+    def stream(self, path: str) -> BinaryIO:
+        """`path` to be read from front to back, in little memory whatever its size; seeking back a little is cheap. FileNotFoundError if it is absent."""
 
     @abstractmethod
     def size(self, path: str) -> int:

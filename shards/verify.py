@@ -6,6 +6,7 @@ import hashlib
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import pyarrow as pa
 
@@ -47,7 +48,7 @@ def verify(storage: Storage, folder: str, full: bool = False) -> Findings:
     for sidecar in manifest.sidecars(storage, folder):
         try:
             table = manifest.read(storage, sidecar)
-        except (pa.ArrowException, OSError) as error:
+        except (ValueError, OSError) as error:
             found.append(Finding(sidecar, f"not readable: {error}", "delete this sidecar, then run the same command again"))
             continue
         problem = _sidecar_problem(sidecar, table)
@@ -66,9 +67,9 @@ def _tar_path(sidecar: str, table: pa.Table) -> str:
 
 def _sidecar_problem(sidecar: str, table: pa.Table) -> str:
     """Does the sidecar agree with itself and its own name? What is wrong, or ""."""
-    about, lacking = manifest.metadata(table), sorted(set(manifest.SCHEMA.names) - set(table.column_names))
-    if lacking or (lacking := sorted(set(manifest.METADATA) - set(about))):
+    if lacking := manifest.lacking(table):
         return f"no sidecar of a shard: it lacks {', '.join(lacking)}"
+    about = manifest.metadata(table)
     number = manifest.shard_number(sidecar)
     if sidecar.rpartition("/")[2] != f"{number:05d}-{about['identity']}.parquet":
         return f"its metadata say identity {about['identity']}, its name says otherwise"
@@ -84,7 +85,7 @@ def _tar_problems(storage: Storage, tar: str, table: pa.Table, full: bool) -> It
     if not storage.exists(tar):
         yield f"{tar} is missing"
         return
-    if (size := storage.size(tar)) != int(about["shard_bytes"]):
+    if str(size := storage.size(tar)) != about["shard_bytes"]:
         yield f"{tar} has {size} bytes, the sidecar says {about['shard_bytes']}"
         return
     try:
@@ -95,21 +96,25 @@ def _tar_problems(storage: Storage, tar: str, table: pa.Table, full: bool) -> It
         return
     if (keys := len({name.partition(".")[0] for name in members})) != table.num_rows:
         yield f"{tar} holds {keys} samples, the sidecar {table.num_rows}"
-    rows = table.select(manifest.SCHEMA.names).to_pylist()
+    rows, found = table.select(manifest.SCHEMA.names).to_pylist(), []
     for row in rows:
         if members.get(row["file"]) != (row["offset"], row["size"]):
             there = members.get(row["file"], "nowhere")
             yield f"{tar}: {row['file']} (offset, size) is {there}, the sidecar says {row['offset'], row['size']}"
+        else:
+            found.append(row)
     if full:
-        yield from _digest_problems(tar, storage.read(tar), about["shard_sha256"], rows)
+        with storage.local(tar).open("rb") as data:
+            yield from _digest_problems(tar, data, about["shard_sha256"], found)
 
 
-def _digest_problems(tar: str, data: bytes, sha256: str, rows: list[dict]) -> Iterator[str]:
-    if (found := hashlib.sha256(data).hexdigest()) != sha256:
+def _digest_problems(tar: str, data: BinaryIO, sha256: str, rows: list[dict]) -> Iterator[str]:
+    """One sample in memory at a time. `rows`: of samples that are where the sidecar says."""
+    if (found := hashlib.file_digest(data, "sha256").hexdigest()) != sha256:
         yield f"{tar}: sha256 is {found}, the sidecar says {sha256}"
-    view = memoryview(data)
     for row in rows:
-        if hashlib.sha256(view[row["offset"] : row["offset"] + row["size"]]).hexdigest() != row["sha256"]:
+        data.seek(row["offset"])
+        if hashlib.sha256(data.read(row["size"])).hexdigest() != row["sha256"]:
             yield f"{tar}: key {row['key']} at offset {row['offset']} is not the image that was written (sha256)"
 
 

@@ -96,7 +96,7 @@ def test_data_that_is_away_for_a_while_is_no_reject(tmp_path):
         shutil.copy(DATA / "ctr" / "images" / line.split(",")[0], data / "images")
     vhs("run", "debug/ctr", f"data={data}", "--out", run, environment={"VHS_CRASH_AT": "claim:1"}, code=-9)
     data.rename(away)
-    assert "No such file" in vhs("stage", "ingest", run, code=1) and not list((run / "real").glob("*.parquet"))
+    assert "does not exist" in vhs("stage", "ingest", run, code=1) and not list((run / "real").glob("*.parquet"))
     (away / "images" / "ctr_0000.png").write_bytes((away / "images" / "ctr_0001.png").read_bytes())
     away.rename(data)
     assert "changed since the run began" in " ".join(vhs("stage", "ingest", run, code=1).split())

@@ -7,15 +7,20 @@ Points are [..., K, 2], x right, y down, pixel centres at integers.
 from __future__ import annotations
 
 import io
+import warnings
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 import pydicom
+import pydicom.filereader
 import pydicom.pixels
-import torch
 from PIL import Image, ImageOps, TiffImagePlugin
-from torch.nn import functional as F
+from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+if TYPE_CHECKING:
+    import torch
 
 MAX_PIXELS = 100_000_000  # declared, before anything is unpacked; the largest flat-panel detectors give 20 million
 TAILS = (0.5, 99.5)  # percentiles that become black and white where a file has more than 8 bits and no window of its own
@@ -23,6 +28,11 @@ TAILS = (0.5, 99.5)  # percentiles that become black and white where a file has 
 
 class Unreadable(ValueError):
     """This file is no radiograph we can use; the message is the reason."""
+
+
+def film(data: bytes, name: str = "") -> tuple[np.ndarray, Header]:
+    """A file's image and header, as `decode` and `read_header` have them: one call for a process that may die of it."""
+    return decode(data, name), read_header(data, name)
 
 
 def decode(data: bytes, name: str = "") -> np.ndarray:
@@ -34,14 +44,17 @@ def decode(data: bytes, name: str = "") -> np.ndarray:
     label = name or "image"
     if not data:
         raise Unreadable(f"{label}: empty file")
+    dicom = _is_dicom(data, name)
     try:
-        if _is_dicom(data, name):
-            return _decode_dicom(data)
-        return _decode_picture(data)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pydicom's quote what the header says
+            return _decode_dicom(data) if dicom else _decode_picture(data)
     except Unreadable as error:
-        raise Unreadable(f"{label}: {error}") from error.__cause__
+        raise Unreadable(f"{label}: {error}") from None
     except Exception as error:  # the decoders raise OSError, SyntaxError, struct.error, KeyError ... for damaged bytes
-        raise Unreadable(f"{label}: damaged or not PNG, JPEG, TIFF or DICOM ({error.__class__.__name__}: {error})") from error
+        kind = error.__class__.__name__
+        said = f"damaged DICOM ({kind})" if dicom else f"damaged or not PNG, JPEG, TIFF or DICOM ({kind}: {error})"
+        raise Unreadable(f"{label}: {said}") from None  # of a DICOM, whose error may quote a patient's name, not even as the cause
 
 
 @dataclass(frozen=True)
@@ -60,9 +73,10 @@ def read_header(data: bytes, name: str = "") -> Header:
     """The header of a file that `decode` takes; empty for other files than DICOM."""
     if not _is_dicom(data, name):
         return Header()
-    wanted = ["PixelSpacing", "BurnedInAnnotation"]
-    dataset = pydicom.dcmread(io.BytesIO(data), force=data[128:132] != b"DICM", stop_before_pixels=True, specific_tags=wanted)
-    spacing = dataset.get("PixelSpacing")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dataset = _open_dicom(data, stop_before_pixels=True, specific_tags=["PixelSpacing", "BurnedInAnnotation"])
+        spacing = dataset.get("PixelSpacing")
     return Header(float(spacing[0]) if spacing else None, str(dataset.get("BurnedInAnnotation", "")).strip().upper() == "YES")
 
 
@@ -88,10 +102,11 @@ def _decode_picture(data: bytes) -> np.ndarray:
 
 
 def _decode_dicom(data: bytes) -> np.ndarray:
-    dataset = pydicom.dcmread(io.BytesIO(data), force=data[128:132] != b"DICM")
+    dataset = _open_dicom(data)
     if "PixelData" not in dataset:
         raise Unreadable("a DICOM file without an image")
-    _refuse_bomb(int(dataset.Columns), int(dataset.Rows) * int(dataset.get("NumberOfFrames") or 1))
+    deep = int(dataset.get("NumberOfFrames") or 1) * int(dataset.get("SamplesPerPixel") or 1)
+    _refuse_bomb(int(dataset.Columns), int(dataset.Rows) * deep)
     if int(dataset.get("NumberOfFrames") or 1) > 1:
         raise Unreadable(f"holds {dataset.NumberOfFrames} frames, a radiograph is one: export the frame wanted")
     spacing = dataset.get("PixelSpacing") or dataset.get("ImagerPixelSpacing") or dataset.get("PixelAspectRatio") or (1, 1)
@@ -111,6 +126,17 @@ def _decode_dicom(data: bytes) -> np.ndarray:
     if windowed:
         values = pydicom.pixels.apply_voi_lut(values, dataset)
     return _stretch(values, tails=(0, 100) if windowed else TAILS, inverted=dataset.PhotometricInterpretation == "MONOCHROME1")
+
+
+def _open_dicom(data: bytes, **options) -> pydicom.Dataset:
+    """The data set, unless all of it is deflated, which pydicom would inflate to whatever size, before anything is known of it."""
+    with_preamble = data[128:132] == b"DICM"
+    stream = io.BytesIO(data)
+    stream.seek(132 if with_preamble else 0)
+    about = pydicom.filereader.read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
+    if about.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        raise Unreadable("is deflated as a whole: export it uncompressed, or with a compressed image")
+    return pydicom.dcmread(io.BytesIO(data), force=not with_preamble, **options)
 
 
 def _stretch(values: np.ndarray, tails: tuple[float, float] = TAILS, inverted: bool = False) -> np.ndarray:
@@ -186,6 +212,9 @@ def augment(
     none; exponent within [1 - gamma, 1 / (1 - gamma)]. All draws come from `generator` (on the CPU), so the result does not depend on the
     device's generator.
     """
+    import torch
+    from torch.nn import functional as F
+
     count, side = len(images), images.shape[-1]
     draw = torch.rand(count, 6, generator=generator).to(images.device) * 2 - 1
     angle, scale = torch.deg2rad(draw[:, 0] * rotation_deg), (1 + zoom) ** draw[:, 1]

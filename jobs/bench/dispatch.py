@@ -42,7 +42,7 @@ def dispatch(units: int = 1000, repeats: int = 3, shards: int = 10_000, scratch:
 
     from jobs import world
 
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR", _node_ip_address="127.0.0.1")
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         try:
             contenders = {

@@ -6,23 +6,28 @@ Bad input is never dropped in silence: each rejected file is listed with its rea
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections import Counter
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import PurePosixPath
 
+from jobs.config import PHANTOMS
+from jobs.data import AT_ONCE, open_data
 from jobs.unit import Shard, Unit
-from vhs.sources import SourceError, scan
+from vhs.contained import Contained, Died
+from vhs.sources import SourceError
 
 NAME, FOLDER, KIND, TORCH = "ingest", "real", "parquet", False
 SCIENCE = ("view", "resolution", "data", "edges", "high_is_large", "phantoms", "ingest")
 AFTER = ()
-EMPTY = hashlib.sha256(b"").hexdigest()
 
 
 def units(run) -> list[Unit]:
     """One unit for each `ingest.shard_images` sources, in the order of the frozen list of sources."""
-    sources = run.freeze("real/sources.json", lambda: run.sources)
+    from jobs.plan import SOURCES
+
+    sources = run.freeze(SOURCES, lambda: run.sources)
     size = run.config.ingest.shard_images
     return [
         run.unit(NAME, f"{FOLDER}/{n:05d}", {}, params={"sources": sources[start : start + size]})
@@ -34,14 +39,14 @@ def sources(config) -> list[dict]:
     """Every source with the sha256 of its bytes: the data's content, not only its names, is what the run is made of. SourceError for unusable data."""
     from vhs.phantom import ANATOMY
 
-    if config.data != "phantoms":
-        found = [source.as_dict() for source in scan(Path(config.data).expanduser().absolute(), config.measure, config.ingest.class_order)]
-        for source in found:
-            file = Path(source["file"])
-            source["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() and not source["reject"] else None
-            if source["sha256"] == EMPTY:
-                source["reject"] = "empty file"
-        _name_origins(found, Path(config.data).expanduser().absolute())
+    if config.data != PHANTOMS:
+        data = open_data(config.data)
+        found = [source.as_dict() for source in data.scan(config.measure, config.ingest.class_order)]
+        unread = [source for source in found if not source["reject"] and not source["sha256"]]
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            for source, (sha256, reject) in zip(unread, pool.map(data.sha256, (source["file"] for source in unread)), strict=True):
+                source |= {"sha256": sha256, "reject": reject}
+        _name_origins(found)
         _reject_copies(found)
         _refuse_unlabelled_test(found, config)
         _refuse_unteachable(found, config)
@@ -62,13 +67,14 @@ def sources(config) -> list[dict]:
     ]
 
 
-def _name_origins(found: list[dict], data: Path):
+def _name_origins(found: list[dict]):
     """`origin`: the file's name, or where two have the same its place below the data; what people and evaluators know the image by."""
-    often = Counter(Path(source["file"]).name for source in found)
-    root = data if data.is_dir() else data.parent
+    often = Counter(PurePosixPath(source["file"]).name for source in found)
     for source in found:
-        name = Path(source["file"]).name
-        source["origin"] = name if often[name] == 1 else Path(os.path.relpath(source["file"], root)).as_posix()
+        name = PurePosixPath(source["file"]).name
+        source["origin"] = name if often[name] == 1 else source["file"]
+        if not source["reject"] and not source["file"].isprintable():  # among these what is no UTF-8
+            source["reject"] = f"the name {source['file']!a} has signs that cannot be printed: rename it"
 
 
 def _reject_copies(found: list[dict]):
@@ -131,9 +137,9 @@ def work(config, inputs, output) -> Shard:
     from vhs.sources.label import Unusable, settle
 
     view, samples, rows, rejects = config.measure, [], [], []
-    for source in inputs.params["sources"]:
+    for source, read in _each(inputs.params["sources"], config):
         try:
-            data, image, points, spacing = _read(source, config)
+            data, image, points, spacing = read()
             label, index = settle(source, points, view, image.shape)
         except (Rejected, Unusable) as reason:
             rejects.append({"file": source["file"], "reason": str(reason)})
@@ -186,27 +192,38 @@ def _schema():
     )
 
 
-def _read(source: dict, config):
-    """-> (source bytes, grey image uint8 [H, W], key points [K, 2] in its pixels or None, mm a pixel or None)."""
-    from vhs.radiograph import Unreadable, decode, encode_png, read_header
+def _each(found: list[dict], config) -> Iterator[tuple[dict, Callable]]:
+    """Each source, and how to have it: () -> (source bytes, grey image uint8 [H, W], key points [K, 2] in its pixels or None, mm a pixel or None)."""
+    if found and "phantom" in found[0]:
+        yield from ((source, partial(_draw, source, config)) for source in found)
+        return
+    with Contained() as contained:
+        for source, data in open_data(config.data).read_ahead(found):
+            yield source, partial(_decode, source, data, config, contained)
 
-    if "phantom" in source:
-        from vhs.phantom import draw
 
-        phantom = draw(
-            config.view, config.phantoms.style, source["phantom"], size_px=config.phantoms.size_px, prior=config.phantoms.class_prior
-        )
-        return encode_png(phantom.image), phantom.image, phantom.points, None
+def _draw(source: dict, config):
+    from vhs.phantom import draw
+    from vhs.radiograph import encode_png
+
+    phantom = draw(config.view, config.phantoms.style, source["phantom"], size_px=config.phantoms.size_px, prior=config.phantoms.class_prior)
+    return encode_png(phantom.image), phantom.image, phantom.points, None
+
+
+def _decode(source: dict, data: bytes | None, config, contained: Contained):
+    from vhs.radiograph import Unreadable, film
+
     if source["reject"]:
         raise Rejected(source["reject"])
-    data = Path(source["file"]).read_bytes()  # a file that was there and cannot be read now fails the unit: it may be back tomorrow
-    if hashlib.sha256(data).hexdigest() != source["sha256"]:
-        raise ValueError(f"{source['file']} changed since the run began: put it back, or start a new run with the new data")
-    name = Path(source["file"]).name
+    name = PurePosixPath(source["file"]).name
     try:
-        image, header = decode(data, name), read_header(data, name)
+        image, header = contained.call(film, data, name)
     except Unreadable as error:
         raise Rejected(str(error).removeprefix(f"{name}: ")) from None
+    except Died as death:
+        raise Rejected(str(death)) from None
+    except RuntimeError as error:
+        raise RuntimeError(f"{source['file']}: {error}") from None
     if header.burned_in and config.ingest.burned_in_annotation == "reject":
         raise Rejected("BurnedInAnnotation is YES: the pixels may name the patient (ingest.burned_in_annotation=keep uses it)")
     return data, image, source["points"], header.pixel_spacing_mm

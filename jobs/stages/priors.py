@@ -82,18 +82,21 @@ def _read_own(files: list[dict[str, str]], resolution: int, prompt: str, about: 
 
     from jobs.drawing import columns_of
     from shards.sample import Sample, sample_key
+    from vhs.contained import Contained, Died
     from vhs.radiograph import Letterbox, Unreadable, decode, encode_png
 
     samples = []
-    for item in files:
-        data = Path(item["file"]).read_bytes()
-        if hashlib.sha256(data).hexdigest() != item["sha256"]:
-            raise ValueError(f"class image {item['file']} changed since the run began: put it back, or start a new run")
-        try:
-            image = decode(data, item["file"])
-        except Unreadable as error:
-            raise ValueError(f"{error}. It lies in a concept's class_data_dir: take it out and start a new run") from None
-        height, width = image.shape
-        samples.append(Sample(sample_key(data), {"png": encode_png(Letterbox(width, height, resolution).image(image))}))
+    with Contained() as contained:
+        for item in files:
+            data = Path(item["file"]).read_bytes()
+            if hashlib.sha256(data).hexdigest() != item["sha256"]:
+                raise ValueError(f"class image {item['file']} changed since the run began: put it back, or start a new run")
+            try:
+                image = contained.call(decode, data, item["file"])
+            except (Unreadable, Died) as error:
+                why = str(error).removeprefix(f"{item['file']}: ")
+                raise ValueError(f"{item['file']}: {why}. It lies in a concept's class_data_dir: take it out and start a new run") from None
+            height, width = image.shape
+            samples.append(Sample(sample_key(data), {"png": encode_png(Letterbox(width, height, resolution).image(image))}))
     numbers = list(range(len(samples)))
     return Shard(samples, columns_of(numbers, [prompt] * len(samples), [None] * len(samples), about), {"images": len(samples)})

@@ -6,41 +6,56 @@
 
 from __future__ import annotations
 
+import io
 import json
-from pathlib import Path
 
+from vhs.contained import Contained, Died
 from vhs.measure import View
-from vhs.sources.source import faulty_points
+from vhs.sources.source import LABEL_BYTES, faulty_points
 
 SUFFIXES = (".mat", ".json")
 
 
-def read(file: Path, view: View) -> dict:
-    """-> {"points", "index"} as Source has them, or {"reject": reason}."""
+def read(data: bytes, name: str, view: View, contained: Contained) -> dict:
+    """The bytes of a label file -> {"points", "index"} as Source has them, or {"reject": reason}. A .mat is read in `contained`."""
+    if len(data) > LABEL_BYTES:
+        return {"reject": f"{name} is longer than the {LABEL_BYTES} bytes that a label may have"}
     try:
-        content = _mat(file) if file.suffix.lower() == ".mat" else json.loads(file.read_bytes())
-        points, stated = content.get("six_points"), content.get("VHS")
+        points, stated = contained.call(mat, data) if name.lower().endswith(".mat") else _json(data)
         if points is None and stated is None:
-            return {"reject": f"{file.name} holds neither six_points nor VHS"}
+            return {"reject": f"{name} holds neither six_points nor VHS"}
         if isinstance(points, dict):
-            points = [points[f"P{name}"] for name in view.points]
+            points = [points[f"P{letter}"] for letter in view.points]
         points = None if points is None else tuple((float(x), float(y)) for x, y in points)
         index = None if stated is None else _scalar(stated)
-    except OSError:
-        raise  # a file that is there and cannot be read now is no reject: it may be back tomorrow
     except NotImplementedError:
-        return {"reject": f"{file.name} is a MATLAB 7.3 file: save it with -v7"}
-    except Exception as error:  # loadmat raises ValueError, TypeError, struct.error, MatReadError ... for damaged bytes
-        return {"reject": f"damaged label {file.name} ({error.__class__.__name__}: {error})"}
+        return {"reject": f"{name} is a MATLAB 7.3 file: save it with -v7"}
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError, MemoryError, Died) as error:
+        return {"reject": f"damaged label {name} ({error.__class__.__name__}: {error})"}
     if points is not None and (fault := faulty_points(points, view)):
         return {"reject": fault}
     return {"points": points, "index": index}
 
 
-def _mat(file: Path) -> dict:
+def mat(data: bytes) -> tuple[list | None, list | None]:
+    """-> (six_points, VHS) of a MATLAB 5 file. ValueError for a damaged one, NotImplementedError for one of MATLAB 7.3."""
+    import numpy as np
     from scipy.io import loadmat
 
-    return loadmat(file, variable_names=("six_points", "VHS"), chars_as_strings=False)
+    wanted = ("six_points", "VHS")
+    try:
+        content = loadmat(io.BytesIO(data), variable_names=wanted, chars_as_strings=False)
+        points, stated = (np.asarray(content[name], float).tolist() if name in content else None for name in wanted)
+        return points, stated
+    except NotImplementedError:
+        raise
+    except Exception as error:  # for damaged bytes loadmat raises ValueError, TypeError, struct.error, MatReadError, zlib.error ...
+        raise ValueError(f"{error.__class__.__name__}: {error}") from None
+
+
+def _json(data: bytes) -> tuple:
+    content = json.loads(data)
+    return content.get("six_points"), content.get("VHS")
 
 
 def _scalar(value) -> float:

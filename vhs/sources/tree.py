@@ -11,27 +11,30 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePosixPath
 
+from vhs.contained import Contained
 from vhs.measure import View
 from vhs.sources import annotation
-from vhs.sources.source import FORMAT, NO_LABEL, ORPHAN, SPLITS, SUFFIXES, UNREAD, Source, class_of
+from vhs.sources.source import FORMAT, LABEL_BYTES, NO_LABEL, ORPHAN, SPLITS, SUFFIXES, UNREAD, Place, Source, class_of
 
 ROLES = ("images", "labels", "images_classes")
 _NAME_WITH_INDEX = re.compile(r"\d+_(\d{1,2}\.\d+)_\d+")  # DogHeart: number _ VHS _ code
-Pair = tuple[Path, str]  # what an image and its label have in common: the folder above Images and Labels, and the stem
+AT_ONCE = 16  # label files that are asked for at a time
+Pair = tuple[str, str]  # what an image and its label have in common: the folder above Images and Labels, and the stem
 
 
 @dataclass(frozen=True)
 class Listing:
     """Every image and label file by what it is paired by: `plain` images, `classed` ones (below a class folder), `labels`; `unread` images."""
 
-    data: Path
-    plain: dict[Pair, list[Path]]
-    classed: dict[Pair, list[Path]]
-    labels: dict[Pair, list[Path]]
-    unread: list[Path]
+    place: Place
+    plain: dict[Pair, list[PurePosixPath]]
+    classed: dict[Pair, list[PurePosixPath]]
+    labels: dict[Pair, list[PurePosixPath]]
+    unread: list[PurePosixPath]
 
     @property
     def labelled(self) -> bool:
@@ -44,16 +47,15 @@ class Listing:
         return "class folders"
 
 
-def survey(data: Path) -> Listing:
-    """What lies below `data`, by name only. Leaves out hidden files and what macOS adds to a zip, which are no one's data."""
-    listing = Listing(data, defaultdict(list), defaultdict(list), defaultdict(list), [])
-    for file in sorted(data.rglob("*")):
-        parts = file.relative_to(data).parts
-        suffix = file.suffix.lower()
+def survey(place: Place, names: list[str]) -> Listing:
+    """What is among `names`, by name only. Leaves out hidden files and what macOS adds to a zip, which are no one's data."""
+    listing = Listing(place, defaultdict(list), defaultdict(list), defaultdict(list), [])
+    for file in sorted(map(PurePosixPath, names)):
+        parts, suffix = file.parts, file.suffix.lower()
         if suffix not in (*SUFFIXES, *UNREAD, *annotation.SUFFIXES) or "__MACOSX" in parts or any(part.startswith(".") for part in parts):
             continue
         kept = [part for part in parts[:-1] if part.lower() not in ROLES and not class_of(part)]
-        pair = (data.joinpath(*kept), file.stem)
+        pair = ("/".join(kept), file.stem)
         if suffix in UNREAD:
             listing.unread.append(file)
         elif suffix in annotation.SUFFIXES:
@@ -66,25 +68,34 @@ def survey(data: Path) -> Listing:
 
 def read(listing: Listing, view: View) -> list[Source]:
     """One source for each image, one reject for each label without an image and for each image that cannot be read."""
-    found = [Source(str(file), split=_split(listing, file), reject=FORMAT) for file in listing.unread]
+    found = [Source(str(file), split=_split(file), reject=FORMAT) for file in listing.unread]
+    of_images = [labels[0] for pair, labels in listing.labels.items() if pair in listing.plain or pair in listing.classed]
+    said_by = _labels(listing.place, of_images, view)
     for pair in sorted({*listing.plain, *listing.classed, *listing.labels}):
         plain, classed, labels = (group.get(pair, []) for group in (listing.plain, listing.classed, listing.labels))
         copied = any(file.parent.name.lower() == "images" for file in plain)  # what lies in class folders too is the same image, sorted
         images = plain if copied else plain + classed
-        classes = sorted({_class(listing, file) for file in classed}) if copied else []
-        said = annotation.read(labels[0], view) if labels and images else {}
+        classes = sorted({_class(file) for file in classed}) if copied else []
+        said = said_by[labels[0]] if labels and images else {}
         if len(labels) > 1 or (labels and len(images) > 1):
-            said = {"reject": f"image and label are no pair: {', '.join(_short(listing, file) for file in images + labels)}"}
+            said = {"reject": f"image and label are no pair: {', '.join(map(str, images + labels))}"}
         if len(classes) > 1:
             said = {"reject": f"lies in the class folders {' and '.join(classes)}"}
-        found += [_source(listing, file, view, said, *classes[:1]) for file in images]
+        found += [_source(file, view, said, *classes[:1]) for file in images]
         if not images:
-            found += [Source(str(file), split=_split(listing, file), reject=ORPHAN) for file in labels]
+            found += [Source(str(file), split=_split(file), reject=ORPHAN) for file in labels]
     return found
 
 
-def _source(listing: Listing, file: Path, view: View, said: dict, sorted_as: str | None = None) -> Source:
-    label, split = sorted_as or _class(listing, file), _split(listing, file)
+def _labels(place: Place, files: list[PurePosixPath], view: View) -> dict[PurePosixPath, dict]:
+    """What each label file says."""
+    with ThreadPoolExecutor(AT_ONCE) as pool, Contained() as contained:
+        read = pool.map(lambda file: place.read(str(file), 0, LABEL_BYTES + 1), files)
+        return {file: annotation.read(data, file.name, view, contained) for file, data in zip(files, read, strict=True)}
+
+
+def _source(file: PurePosixPath, view: View, said: dict, sorted_as: str | None = None) -> Source:
+    label, split = sorted_as or _class(file), _split(file)
     named = _NAME_WITH_INDEX.fullmatch(file.stem) if view.index == "VHS" else None
     known = label or said.get("points") or said.get("index") is not None
     return Source(
@@ -98,17 +109,9 @@ def _source(listing: Listing, file: Path, view: View, said: dict, sorted_as: str
     )
 
 
-def _parents(listing: Listing, file: Path) -> tuple[str, ...]:
-    return file.relative_to(listing.data).parts[:-1]
+def _class(file: PurePosixPath) -> str | None:
+    return next((class_of(part) for part in reversed(file.parts[:-1]) if class_of(part)), None)
 
 
-def _class(listing: Listing, file: Path) -> str | None:
-    return next((class_of(part) for part in reversed(_parents(listing, file)) if class_of(part)), None)
-
-
-def _split(listing: Listing, file: Path) -> str | None:
-    return next((SPLITS[part.lower()] for part in _parents(listing, file) if part.lower() in SPLITS), None)
-
-
-def _short(listing: Listing, file: Path) -> str:
-    return file.relative_to(listing.data).as_posix()
+def _split(file: PurePosixPath) -> str | None:
+    return next((SPLITS[part.lower()] for part in file.parts[:-1] if part.lower() in SPLITS), None)
