@@ -50,12 +50,18 @@ def ended(run: Run) -> list[Ended]:
 
 def at_work(run: Run, units: list[Unit]) -> list[tuple[Unit, Attempt, dict]]:
     """Of `units`, those that somebody is at work on, with the attempt and the last word of its heartbeat."""
+    live = living(run)
+    return [(unit, live[unit.identity], beat(run, live[unit.identity])) for unit in units if unit.identity in live]
+
+
+def living(run: Run) -> dict[str, Attempt]:
+    """Attempts that nothing speaks against, by their unit's identity."""
     over = {(one.attempt.identity, one.attempt.number) for one in ended(run)}
-    live = {one.identity: one for one in attempts(run) if not one.how and (one.identity, one.number) not in over}
-    return [(unit, live[unit.identity], _beat(run, live[unit.identity])) for unit in units if unit.identity in live]
+    return {one.identity: one for one in attempts(run) if not one.how and (one.identity, one.number) not in over}
 
 
-def _beat(run: Run, one: Attempt) -> dict:
+def beat(run: Run, one: Attempt) -> dict:
+    """The last word of its heartbeat."""
     try:
         return json.loads(run.storage.read(claim.beat_name(one.identity, one.number)))
     except (FileNotFoundError, ValueError):  # has not beaten yet, or finished since

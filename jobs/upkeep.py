@@ -29,13 +29,40 @@ def verify(
     from jobs.audit import verify_all
 
     shards, samples, findings = verify_all(url, full)
-    for finding in findings:
-        said = escape(f"{finding.path}: {finding.what}. To do: {finding.to_do}")
-        console.print(f"[{'red' if finding.error else 'yellow'}]{said}[/]", soft_wrap=True)
+    _show(findings)
     console.print(
         f"{shards} shards, {samples} samples, {sum(f.error for f in findings)} errors, {sum(not f.error for f in findings)} remarks"
     )
     raise typer.Exit(1 if any(finding.error for finding in findings) else 0)
+
+
+def _show(findings):
+    for finding in findings:
+        said = escape(f"{finding.path}: {finding.what}. To do: {finding.to_do}")
+        console.print(f"[{'red' if finding.error else 'yellow'}]{said}[/]", soft_wrap=True)
+
+
+@app.command()
+def repair(
+    url: Annotated[str, typer.Argument(metavar="RUN|DATASET", help="A run at which nobody is at work, or any folder of shards.")],
+    full: Annotated[bool, typer.Option("--full", help="Look for what only a full verify finds.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
+):
+    """Delete what is damaged and can be made again, and what nobody can see; the same `vhs run` then makes it anew. Says what cannot be mended.
+
+    Example: vhs repair runs/mine --full --dry-run
+    """
+    from jobs.audit import repair as mend
+
+    found = mend(url, full, dry_run)
+    for name in found.gone:
+        console.print(f"{'would delete' if dry_run else 'deleted'} {name}", soft_wrap=True, markup=False, highlight=False)
+    for name in found.rewritten:
+        console.print(f"{'would write' if dry_run else 'wrote'} {name} again", soft_wrap=True, markup=False, highlight=False)
+    _show(found.left)
+    made_again = len({finding.path for finding in found.again})
+    console.print(f"{len(found.gone)} files deleted, {made_again} things that the same command makes anew, {len(found.left)} that could not be mended")
+    raise typer.Exit(1 if found.left else 0)
 
 
 @app.command()
