@@ -171,8 +171,11 @@ def _written(file: Path):
     data = file.read_bytes()
     if len(data) > FILE_BYTES:
         raise ValueError(f"{len(data)} bytes, a configuration has at most {FILE_BYTES}")
-    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(data, yaml.SafeLoader)):
+    events = list(yaml.parse(data, yaml.SafeLoader))
+    if any(isinstance(event, yaml.AliasEvent) for event in events):
         raise ValueError("an alias (*name) repeats a part of the file; write the values out")
+    if not any(isinstance(event, yaml.MappingStartEvent) for event in events[2:3]):  # after the stream's and the document's beginning
+        raise ValueError("holds no keys: write `name: …`, `view: …`, one a line")
     return OmegaConf.create(data.decode())
 
 

@@ -327,9 +327,11 @@ def _judge(found: Found, name: str, number: int, data: bytes, code: int):
 def _work(name: str, kept: list[bytes], seeds: list[bytes], seed: int, first: int, last: int, folder: Path, progress: mmap.mmap):
     target, accepted = TARGETS[name], struct.unpack("q", progress[8:])[0]
     os.chdir(folder)
+    import faulthandler
     import logging
     import warnings
 
+    faulthandler.disable()  # pytest's, which would tell of every death
     warnings.simplefilter("ignore")
     logging.disable()
     for whole in seeds:  # what they import is not an input's memory

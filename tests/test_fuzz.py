@@ -46,7 +46,7 @@ def test_a_decoder_without_end_or_without_measure_is_stopped():
 
 def test_a_label_that_kills_scipy_is_one_reject(tmp_path):
     """Of the corpus: files that bring down scipy's reader of .mat, as its version may be."""
-    for number, killer in enumerate([None, *sorted((CORPUS / "mat").iterdir())]):
+    for number, killer in enumerate([None, *sorted((CORPUS / "mat").iterdir())[:2]]):
         for folder in ("Images", "Labels"):
             (tmp_path / folder).mkdir(exist_ok=True)
         Image.new("L", (8, 8)).save(tmp_path / "Images" / f"{number}.png")

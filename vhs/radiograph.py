@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 import pydicom
+import pydicom.encaps
 import pydicom.filereader
 import pydicom.pixels
 from PIL import Image, ImageOps, TiffImagePlugin
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 MAX_PIXELS = 100_000_000  # declared, before anything is unpacked; the largest flat-panel detectors give 20 million
+JP2 = b"\0\0\0\x0cjP  "  # how a JPEG 2000 file begins, and its codestream alone does not
 TAILS = (0.5, 99.5)  # percentiles that become black and white where a file has more than 8 bits and no window of its own
 
 
@@ -115,6 +117,8 @@ def _decode_dicom(data: bytes) -> np.ndarray:
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax.is_encapsulated and not pydicom.pixels.get_decoder(syntax).is_available:
         raise Unreadable(f"is compressed as {syntax.name}: pip install pylibjpeg pylibjpeg-libjpeg, or export it uncompressed")
+    if syntax.is_encapsulated:
+        _refuse_endless(pydicom.encaps.get_frame(dataset.PixelData, 0, number_of_frames=1))
     pixels = dataset.pixel_array
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
         pixels = pydicom.pixels.apply_color_lut(pixels, dataset)
@@ -126,6 +130,15 @@ def _decode_dicom(data: bytes) -> np.ndarray:
     if windowed:
         values = pydicom.pixels.apply_voi_lut(values, dataset)
     return _stretch(values, tails=(0, 100) if windowed else TAILS, inverted=dataset.PhotometricInterpretation == "MONOCHROME1")
+
+
+def _refuse_endless(frame: bytes) -> None:
+    """pydicom goes through the boxes of a JP2 file by their lengths, and for ever where one has none."""
+    at = len(JP2) + 4
+    while frame.startswith(JP2) and at < len(frame) and frame[at + 4 : at + 8] != b"jp2c":
+        if not (length := int.from_bytes(frame[at : at + 4], "big")):
+            raise Unreadable("damaged DICOM (a box of its JPEG 2000 image has no length)")
+        at += length
 
 
 def _open_dicom(data: bytes, **options) -> pydicom.Dataset:
