@@ -180,7 +180,7 @@ def start(config: Config, out: str) -> Run:
         run.storage.commit("plan.json", json.dumps(plan, sort_keys=True, indent=1).encode(), crash_window="plan-before-commit")
     check(config, out)
     run.storage.sweep(older_than_s=24 * 3600)
-    run.storage.put("state/execution.json", json.dumps(config.execution.model_dump(mode="json"), indent=1).encode())
+    run.storage.put("state/execution.json", json.dumps(config.free, indent=1).encode())
     return run
 
 
@@ -200,9 +200,9 @@ def check(config: Config, out: str):
 def reopen(out: str, read_only: bool = False) -> Run:
     """The run at `out` with the plan and the execution settings it was last started with."""
     plan, storage = read_plan(out), open_storage(out)
-    execution = json.loads(storage.read("state/execution.json")) if storage.exists("state/execution.json") else {}
+    free = json.loads(storage.read("state/execution.json")) if storage.exists("state/execution.json") else {}
     try:
-        return Run(out, Config.model_validate({**plan["science"], "execution": execution}), read_only)
+        return Run(out, Config.of(plan["science"], free), read_only)
     except ValueError as error:
         raise PlanError(
             f"{out}: its plan does not fit this version of vhs ({version('vhs')}; planned with {plan['vhs']}): {error}"

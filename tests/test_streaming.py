@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -19,21 +20,25 @@ SHARDS, IMAGES = 3, 8  # of each
 WHOLE, PART = "20", "0.00001"  # GB of cache: room for all shards, and for none
 
 
-def fill(url: str, scratch: Path, shards: int = SHARDS, images: int = IMAGES, size: int = 3000) -> list[bytes]:
+def shard(url: str, number: int, images: list[bytes]):
+    samples = [Sample(sample_key(image), {"png": image}) for image in images]
+    columns = pa.table({"label": list(range(len(images)))})
+    with tempfile.TemporaryDirectory() as scratch:
+        commit_shard(open_storage(url), "g", number, "id", samples, columns, {}, Path(scratch))
+
+
+def fill(url: str, shards: int = SHARDS, images: int = IMAGES, size: int = 3000) -> list[bytes]:
     """Shards at `url` -> their images in order."""
-    made, draw = [], np.random.default_rng(0)
-    for number in range(shards):
-        some = [draw.bytes(size + n) for n in range(images)]
-        samples = [Sample(sample_key(image), {"png": image}) for image in some]
-        columns = pa.table({"label": list(range(images))})
-        commit_shard(open_storage(url), "g", number, "id", samples, columns, {}, scratch)
-        made += some
-    return made
+    draw = np.random.default_rng(0)
+    made = [[draw.bytes(size + n) for n in range(images)] for _ in range(shards)]
+    for number, some in enumerate(made):
+        shard(url, number, some)
+    return [image for some in made for image in some]
 
 
 @pytest.fixture
-def images(bucket, tmp_path) -> list[bytes]:
-    return fill(bucket, tmp_path / "scratch")
+def images(bucket) -> list[bytes]:
+    return fill(bucket)
 
 
 def opened(url: str) -> ShardReader:
@@ -110,7 +115,7 @@ def test_memory_holds_images_and_no_shard(bucket, tmp_path, monkeypatch):
     import tracemalloc
 
     monkeypatch.setenv("VHS_CACHE_DIR", str(tmp_path / "cache"))
-    made = fill(bucket, tmp_path / "scratch", shards=1, images=48, size=2 << 20)
+    made = fill(bucket, shards=1, images=48, size=2 << 20)
     for cache_gb in (WHOLE, PART):
         monkeypatch.setenv("VHS_CACHE_GB", cache_gb)
         shards, order = opened(bucket), permutation(len(made), 0, 0)
