@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from conftest import ROOT
 from flaky import ONCE_MORE, Flaky, flaky  # noqa: F401
 
 from shards import manifest
@@ -15,6 +22,7 @@ from shards.reader import DamagedShard, ShardReader, permutation, stream
 from shards.sample import Sample, sample_key
 from shards.storage import open_storage
 from shards.writer import commit_shard
+from vhs.radiograph import encode_png
 
 SHARDS, IMAGES = 3, 8  # of each
 WHOLE, PART = "20", "0.00001"  # GB of cache: room for all shards, and for none
@@ -125,3 +133,63 @@ def test_memory_holds_images_and_no_shard(bucket, tmp_path, monkeypatch):
         _, most = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert most < 40 << 20, f"{most} bytes at once"
+
+
+READ = """
+import sys
+import numpy as np
+import pandas as pd
+from jobs import batches, world
+from shards import manifest
+from shards.storage import open_storage
+
+world.set_environment(1)
+storage = open_storage(sys.argv[1])
+rows = manifest.load(storage, "g").to_pandas()
+epochs = batches.Epochs(storage, rows, 32, batches.shuffled(len(rows), 0))
+seen = [key for batch in epochs(0, 0) for key, weight in zip(batch["key"], batch["weight"].tolist()) if weight]
+print("\\n".join(seen))
+"""
+
+
+def pss_gib(processes: list[subprocess.Popen]) -> float:
+    """What they hold of this machine's memory, pages that several share counted once: each its share."""
+    total = 0
+    for process in processes:
+        with suppress(FileNotFoundError, ProcessLookupError, StopIteration):  # it has ended
+            lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
+            total += int(next(line for line in lines if line.startswith("Pss:")).split()[1])
+    return total / (1 << 20)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("cache_gb", [WHOLE, "1"], ids=["whole", "one by one"])
+def test_two_workers_stream_far_more_than_they_hold(cache_gb, bucket, tmp_path, monkeypatch, figure):
+    """VHS_TEST_STREAM_GB of shards, 10 by default, of 256 MB each, through the batches of a training."""
+    gb = float(os.environ.get("VHS_TEST_STREAM_GB", 10))
+    if shutil.disk_usage(tmp_path).free < 3 * gb * 1e9:
+        pytest.skip(f"needs {3 * gb:g} GB of free disk, or fewer in VHS_TEST_STREAM_GB")
+    monkeypatch.setenv("VHS_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("VHS_CACHE_GB", cache_gb)
+    draw, held = np.random.default_rng(0), 256_000_000
+    pictures = [encode_png(draw.integers(0, 256, (512, 512), np.uint8)) for _ in range(32)]
+    each, keys = held // len(pictures[0]), []
+    for number in range(-(-int(gb * 1e9) // held)):
+        some = [Sample(f"{number:08x}{n:08x}", {"png": pictures[n % 32]}) for n in range(each)]
+        commit_shard(open_storage(bucket), "g", number, "id", some, pa.table({"n": range(each)}), {}, tmp_path / "scratch")
+        keys += [sample.key for sample in some]
+    began, most = time.monotonic(), 0.0
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", READ, bucket], cwd=ROOT, env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2"}, text=True,
+                         stdout=(tmp_path / f"{rank}.txt").open("w"))
+        for rank in range(2)
+    ]  # fmt: skip
+    while any(rank.poll() is None for rank in ranks):
+        most = max(most, pss_gib(ranks))
+        time.sleep(0.2)
+    shutil.rmtree(tmp_path / "cache")
+    seen = [key for rank in range(2) for key in (tmp_path / f"{rank}.txt").read_text().split()]
+    took = time.monotonic() - began
+    figure(f"{len(keys) * len(pictures[0]) / 1e9:.1f} GB, {len(seen)} images, at most {most:.2f} GiB (PSS) of two workers, {len(seen) / took:.0f} images/s")
+    assert [rank.returncode for rank in ranks] == [0, 0] and sorted(seen) == sorted(keys) and 0 < most <= 1.5
