@@ -18,6 +18,7 @@ from vhs.settings import CONFIGS, Classifier, DreamBooth, Generation, Labeller, 
 
 FILE_BYTES = 1 << 20
 PHANTOMS, FILES = "phantoms", "files"  # what science knows of `data`
+RANKED = ("labeller", "dreambooth", "classifier")  # sections whose units may have several ranks
 Arm = Literal["real", "real-matched", "mixed", "pretrain", "measure"]
 
 
@@ -76,6 +77,7 @@ class Config(Section):
     view: ViewName
     resolution: int = Field(512, ge=32, multiple_of=8)  # side of every image of the run, real and generated, letterboxed
     threads: int = Field(1, ge=1)  # a rank: part of the numerics, so part of the science
+    elastic: bool = False  # true: labeller.ranks, dreambooth.ranks, classifier.ranks may differ at each start, also within a training; bytes then do too
     data: str = "phantoms"
     edges: tuple[float, float] | None = None  # class edges of the index; null: the published ones
     high_is_large: bool | None = None  # true: an index equal to the upper edge is large; null: as the view has it
@@ -123,12 +125,27 @@ class Config(Section):
     @property
     def largest_ranks(self) -> int:
         """Ranks of the unit that has most."""
-        return max(self.labeller.ranks, self.dreambooth.ranks, self.classifier.ranks)
+        return max(getattr(self, section).ranks for section in RANKED)
 
     @property
     def science(self) -> dict:
-        """Everything that changes results, as plain JSON values. What the data holds is in the list of sources; where it lies changes nothing."""
-        return self.model_dump(mode="json", exclude={"execution", "expect"}) | {"data": PHANTOMS if self.data == PHANTOMS else FILES}
+        """Everything that changes results, as plain JSON values. What the data holds is in the list of sources; where it lies changes nothing, nor do the ranks
+        of an elastic run."""
+        left_out = {section: {"ranks"} for section in RANKED} if self.elastic else {"elastic": True}
+        values = self.model_dump(mode="json", exclude={"execution": True, "expect": True, **left_out})
+        return values | {"data": PHANTOMS if self.data == PHANTOMS else FILES}
+
+    @property
+    def free(self) -> dict:
+        """What may differ at each start, as plain JSON values: where the data lies, the execution section, `ranks` by section where the run is elastic."""
+        ranks = {"ranks": {section: getattr(self, section).ranks for section in RANKED}} if self.elastic else {}
+        return {"data": self.data, "execution": self.execution.model_dump(mode="json")} | ranks
+
+    @classmethod
+    def of(cls, science: dict, free: dict) -> Config:
+        """The configuration that has this `science` and is otherwise `free`. ValueError where they are those of another version."""
+        ranked = {section: science[section] | {"ranks": ranks} for section, ranks in free.get("ranks", {}).items()}
+        return cls.model_validate({**science, **ranked, **{name: value for name, value in free.items() if name != "ranks"}})
 
 
 def names(kind: str = "") -> list[str]:

@@ -20,7 +20,7 @@ from jobs.unit import Marker, Unit, read_marker
 from shards.storage import Storage, open_storage
 
 FORMAT = 3  # of a run folder
-STARTED = "state/execution.json"  # how the run was last started: where its data lies, and its execution settings
+STARTED = "state/execution.json"  # how the run was last started: where its data lies, its execution settings, an elastic run's ranks
 SOURCES = "real/sources.json"
 LAST = chr(0x10FFFF)  # after every character of a name
 
@@ -183,7 +183,7 @@ def start(config: Config, out: str) -> Run:
         run.storage.commit("plan.json", json.dumps(plan, sort_keys=True, indent=1).encode(), crash_window="plan-before-commit")
     check(config, out)
     run.storage.sweep(older_than_s=24 * 3600)
-    run.storage.put(STARTED, json.dumps({"data": place(config.data), "execution": config.execution.model_dump(mode="json")}, indent=1).encode())
+    run.storage.put(STARTED, json.dumps(config.free | {"data": place(config.data)}, indent=1).encode())
     return run
 
 
@@ -223,7 +223,7 @@ def reopen(out: str, read_only: bool = False) -> Run:
     """The run at `out` with the plan and the execution settings it was last started with."""
     plan, storage = read_plan(out), open_storage(out)
     try:
-        return Run(out, Config.model_validate(plan["science"] | started(storage)), read_only)
+        return Run(out, Config.of(plan["science"], started(storage)), read_only)
     except ValueError as error:
         raise PlanError(
             f"{out}: its plan does not fit this version of vhs ({version('vhs')}; planned with {plan['vhs']}): {error}"

@@ -11,7 +11,6 @@ import os
 import random
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,18 +18,19 @@ from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
 
-from shards import crash
+from shards import cache, crash
 from shards.credentials import LEAST
 from shards.ranges import Ranges
 from shards.storage import Storage, checked
 
 WRITER = "vhs-writer"  # an object's metadata: the one call that made it
+BEYOND = "status code: 416"  # a range that begins where the object has ended
 LOST = re.compile(r"status code: 4(?!08|29)\d\d\b")  # an answer that would be the same next time
 PATIENCE_S, STRANGERS_S = 300, 20  # with a store that fails now; with one that has never answered, whose address may be wrong
 PAUSE_S, LONGEST_PAUSE_S = 0.2, 20
-REQUEST_S = 120  # one request may last; VHS_REQUEST_S changes it
-PIECE = 64 << 20
-CACHE_GB = 20.0  # of this machine's disk, for shards; VHS_CACHE_GB changes it. Models, fetched as folders, stay
+REQUEST_S = 120  # a request that writes may last; VHS_REQUEST_S changes it
+SILENT_S, WHOLE_S = 20, 3600  # an answer may say nothing; may take in all. After either it is asked for again
+PIECE = 8 << 20  # of a large object, asked for at once: what a fetch holds in memory
 
 
 class Short(Exception):
@@ -43,24 +43,36 @@ class Objects(Storage):
 
     def __init__(self, url: str):
         self.url = url.rstrip("/")
-        self._opened: tuple[int, object] | None = None
+        self._opened: tuple[int, dict[str, object]] | None = None
         self._answered = False
         mine = hashlib.sha256(self.url.encode()).hexdigest()[:12]
-        self.work = _cache() / "work" / mine
+        self.work = cache.folder() / "work" / mine
         self.shared = Path(os.environ.get("VHS_SHARED_DIR") or "~/.vhs").expanduser() / mine
 
     def __getstate__(self) -> dict:
         return {**vars(self), "_opened": None}
 
     @property
+    def room(self) -> float:
+        return cache.room()
+
+    @property
     def _store(self):
+        return self._clients()["writes"]
+
+    @property
+    def _reading(self):
+        return self._clients()["reads"]
+
+    def _clients(self) -> dict[str, object]:
         if not self._opened or self._opened[0] != os.getpid():
             from obstore.store import from_url
 
-            endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-            options = {"timeout": f"{os.environ.get('VHS_REQUEST_S', REQUEST_S)}s", "connect_timeout": "10s"}
-            options |= {"allow_http": True} if endpoint.startswith("http://") else {}
-            self._opened = os.getpid(), from_url(self.url, client_options=options, retry_config={"max_retries": 0})
+            endpoint, lasts_s = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "", os.environ.get("VHS_REQUEST_S", REQUEST_S)
+            options = {"timeout": f"{lasts_s}s", "connect_timeout": "10s"} | ({"allow_http": True} if endpoint.startswith("http://") else {})
+            watched = options | {"timeout": f"{WHOLE_S}s", "read_timeout": f"{min(SILENT_S, float(lasts_s))}s"}  # to writes silence is nothing strange
+            made = {name: from_url(self.url, client_options=how, retry_config={"max_retries": 0}) for name, how in (("writes", options), ("reads", watched))}
+            self._opened = os.getpid(), made
         return self._opened[1]
 
     def commit(self, path: str, data: bytes | Path, *, crash_window: str | None = None, durable: bool = True) -> bool:
@@ -77,7 +89,7 @@ class Objects(Storage):
             try:
                 obstore.put(self._store, path, data, mode="create", attributes={WRITER: mine}, use_multipart=False)
             except AlreadyExistsError:
-                return obstore.get(self._store, path).attributes.get(WRITER) == mine
+                return obstore.get(self._reading, path).attributes.get(WRITER) == mine
             return True
 
         created = self._ask("s3:PutObject", path, create)
@@ -93,25 +105,28 @@ class Objects(Storage):
 
     def read(self, path: str, offset: int = 0, length: int | None = None) -> bytes:
         import obstore
+        from obstore.exceptions import GenericError
 
-        if not offset and length is None:
-            return self._ask("s3:GetObject", path, lambda: bytes(obstore.get(self._store, path).bytes()))
-        size = self.size(path)
-        return self._range(path, offset, size if length is None else min(size, offset + length))
+        if length == 0:  # no range says that
+            return self.read(path, offset, 1)[:0]
+        part = {"range": {"offset": offset} if length is None else (offset, offset + length)} if offset or length else {}
 
-    def _range(self, path: str, start: int, end: int) -> bytes:
-        import obstore
-
-        def part() -> bytes:
-            data = bytes(obstore.get_range(self._store, path, start=start, end=end))
+        def body() -> bytes:
+            try:
+                answer = obstore.get(self._reading, path, options=part)
+            except GenericError as error:
+                if BEYOND in str(error):
+                    return b""
+                raise
+            data, (start, end) = bytes(answer.bytes()), answer.range
             if len(data) != end - start:
                 raise Short(f"{len(data)} of {end - start} bytes from {start} on came")
             return data
 
-        return self._ask("s3:GetObject", path, part) if start < end else b""
+        return self._ask("s3:GetObject", path, body)
 
     def stream(self, path: str) -> BinaryIO:
-        return Ranges(lambda start, end: self._range(path, start, end), self.size(path))
+        return Ranges(lambda start, end: self.read(path, start, end - start), self.size(path))
 
     def size(self, path: str) -> int:
         return self._about(path)["size"]
@@ -119,7 +134,7 @@ class Objects(Storage):
     def _about(self, path: str) -> dict:
         import obstore
 
-        return self._ask("s3:GetObject, and s3:ListBucket to tell what is absent", path, lambda: obstore.head(self._store, path))
+        return self._ask("s3:GetObject, and s3:ListBucket to tell what is absent", path, lambda: obstore.head(self._reading, path))
 
     def exists(self, path: str) -> bool:
         try:
@@ -137,7 +152,7 @@ class Objects(Storage):
         import obstore
 
         def pages() -> list[dict]:  # the store matches whole parts of a name
-            return [one for page in obstore.list(self._store, folder, chunk_size=1000) for one in page]
+            return [one for page in obstore.list(self._reading, folder, chunk_size=1000) for one in page]
 
         return self._ask("s3:ListBucket", folder, pages)
 
@@ -153,13 +168,13 @@ class Objects(Storage):
             about = self._about(path)
         except FileNotFoundError:
             return self._folder(path)
-        return self._fetched(path, about)
+        return cache.kept(self._name(path, about), about["size"], lambda file: self._fetch(path, about["size"], file))
 
     def _folder(self, path: str) -> Path:
         if not (below := sorted(self._below(path), key=lambda one: one["path"])):
             raise FileNotFoundError(f"{self.url}/{path}")
         tag = hashlib.sha256("".join(f"{one['path']} {one['e_tag']}" for one in below).encode()).hexdigest()[:12]
-        folder = _cache() / hashlib.sha256(f"{self.url}/{path} {tag}".encode()).hexdigest()[:24]
+        folder = cache.folder() / hashlib.sha256(f"{self.url}/{path} {tag}".encode()).hexdigest()[:24]
         if not folder.is_dir():
             aside = folder.with_name(f"{folder.name}.{uuid4().hex}.part")
             for one in below:
@@ -171,23 +186,21 @@ class Objects(Storage):
             shutil.rmtree(aside, ignore_errors=True)
         return folder
 
-    def _fetched(self, path: str, about: dict) -> Path:
-        name = hashlib.sha256(f"{self.url}/{path} {about['e_tag']} {about['size']}".encode()).hexdigest()[:24]
-        file = _cache() / f"{name}{Path(path).suffix}"
-        with suppress(FileNotFoundError):  # not yet here, or another process has just made room
-            os.utime(file)
-            return file
-        _make_room(about["size"])
-        aside = file.with_name(f"{file.name}.{uuid4().hex}.part")
-        self._fetch(path, about["size"], aside)
-        aside.replace(file)
-        return file
+    def forget(self, path: str) -> None:
+        with suppress(FileNotFoundError):
+            (cache.folder() / self._name(path, self._about(path))).unlink(missing_ok=True)
+
+    def _name(self, path: str, about: dict) -> str:
+        """In the cache: of these bytes, so that what was put over them is another file."""
+        return hashlib.sha256(f"{self.url}/{path} {about['e_tag']} {about['size']}".encode()).hexdigest()[:24] + Path(path).suffix
 
     def _fetch(self, path: str, size: int, file: Path) -> None:
-        """The object's bytes into `file`, whole: one request a piece, for each has its time."""
+        """The object's bytes into `file`, a piece at a time: memory does not hang on its size, and what fails is not asked for from the beginning."""
         with open(file, "wb") as out:
             for start in range(0, size, PIECE):
-                out.write(self._range(path, start, min(size, start + PIECE)))
+                out.write(self.read(path, start, PIECE))
+        if file.stat().st_size != size:
+            raise OSError(f"{self.url}/{path}: {file.stat().st_size} of {size} bytes came; it was changed meanwhile, which shards never are")
 
     def _ask(self, action: str, path: str | None, request: Callable):
         """`request()`, which may not do what is wrong twice. It is repeated, after growing pauses, while what failed may pass.
@@ -252,30 +265,3 @@ def _said(error: Exception) -> str:
     """What the store said, in a line."""
     told = re.search(r"<Code>(\w+)</Code>.*?<Message>(.*?)</Message>", str(error), re.DOTALL)
     return f"{told[1]}, {told[2]}" if told else str(error).partition("\n")[0]
-
-
-def _cache() -> Path:
-    """This machine's folder for what was fetched, private to the user."""
-    chosen = os.environ.get("VHS_CACHE_DIR") or Path(tempfile.gettempdir()) / f"vhs-cache-{os.getuid()}"
-    folder = Path(chosen)
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    about = folder.stat()
-    if about.st_uid != os.getuid() or about.st_mode & 0o022:  # weights are loaded from it
-        raise PermissionError(f"{folder}: others may write there; chmod 700 what is yours, or name another folder in VHS_CACHE_DIR")
-    return folder
-
-
-def _make_room(size: int) -> None:
-    """Of files alone the longest unused go, until `size` bytes more have room. One that is open stays readable until it is closed."""
-    limit = float(os.environ.get("VHS_CACHE_GB", CACHE_GB)) * 1e9
-    files = []
-    for file in _cache().iterdir():
-        with suppress(FileNotFoundError):
-            if file.is_file():
-                files.append((file.stat().st_mtime, file.stat().st_size, file))
-    held = sum(size for _, size, _ in files)
-    for _, bytes_held, file in sorted(files):
-        if held + size <= limit:
-            return
-        file.unlink(missing_ok=True)
-        held -= bytes_held

@@ -8,6 +8,7 @@ once, and a run resumes in the middle of an epoch by the number of global batche
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,7 @@ import pyarrow as pa
 
 from shards.storage import Storage
 
+AT_ONCE = 16  # images asked for from an object store, whose answers take milliseconds each
 _ORDER, _DECK = 0, 1  # keep the streams of permutation and deck apart
 
 
@@ -75,7 +77,11 @@ class DamagedShard(RuntimeError):
 
 
 class ShardReader:
-    """Random access to the images of a manifest table (manifest.load, then any filter or join). Safe to pickle, to fork and to thread."""
+    """Random access to the images of a manifest table (manifest.load, then any filter or join). Safe to pickle, to fork and to thread.
+
+    From an object store whole shards are fetched, once a machine, where all that the table names have room in its cache. Where they have not, images are
+    asked for one by one: of a cache that random access overflows, every shard would be fetched again and again. Memory holds images, never a shard.
+    """
 
     def __init__(self, storage: Storage, table: pa.Table):
         paths = table["path"].combine_chunks().dictionary_encode()
@@ -85,28 +91,60 @@ class ShardReader:
         self._path = paths.indices.to_numpy()
         self._offset, self._size = (table[name].to_numpy() for name in ("offset", "size"))
         self._sha256: list[str] = table["sha256"].to_pylist()
+        self._files: dict[str, Path] = {}  # here, by path: a shard never changes, so it is asked for once
+        ends = np.zeros(len(self._paths), np.int64)
+        np.maximum.at(ends, self._path, self._offset + self._size)
+        self._needed = int(ends.sum())  # bytes
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def read(self, i: int, check: bool = False) -> bytes:
-        """The image bytes of row `i`; with `check` against their sha256. DamagedShard names shard, key and offset if they are not there."""
-        path, offset, size = self._paths[self._path[i]], int(self._offset[i]), int(self._size[i])
-        try:
-            opened = _opened(self.storage.local(path))
-        except FileNotFoundError as error:
-            raise self._damaged(i, str(error)) from error
-        there = max(0, min(size, opened.size - offset))
-        if there != size or offset < 0:
-            raise self._damaged(i, f"{there} of {size} bytes are there")
-        data = os.pread(opened.descriptor, size, offset)
-        if check and (found := hashlib.sha256(data).hexdigest()) != self._sha256[i]:
-            raise self._damaged(i, f"sha256 is {found}, the sidecar says {self._sha256[i]}")
-        return data
+    @property
+    def afar(self) -> bool:
+        """Whether a network is between the shards and this machine."""
+        return math.isfinite(self.storage.room)
 
-    def _damaged(self, i: int, what: str) -> DamagedShard:
-        where = f"{self._paths[self._path[i]]}, key {self.keys[i]} at offset {self._offset[i]}"
-        return DamagedShard(f"{where}: {what}; verify the folder, delete this shard's tar and sidecar, and make the unit again")
+    def read(self, i: int, check: bool = False) -> bytes:
+        """The image bytes of row `i`; with `check`, and always from afar, against their sha256. DamagedShard names shard, key and offset if they are not
+        there; from afar they are asked for twice, for the network or this machine's copy may be at fault."""
+        path, offset, size = self._paths[self._path[i]], int(self._offset[i]), int(self._size[i])
+        for again in (True, False) if self.afar else (False,):
+            try:
+                data = self._bytes(path, offset, size)
+                problem = self._problem(i, data, check or self.afar)
+            except FileNotFoundError as error:  # from afar: another process may have made room
+                problem = str(error)
+            if problem and again:
+                self._forget(path)
+            elif problem:
+                where = f"{path}, key {self.keys[i]} at offset {offset}"
+                raise DamagedShard(f"{where}: {problem}; verify the folder, delete this shard's tar and sidecar, and make the unit again")
+            else:
+                return data
+
+    def _bytes(self, path: str, offset: int, size: int) -> bytes:
+        """As many of them as are there; a sidecar may say anything."""
+        if offset < 0:
+            return b""
+        if self._needed > self.storage.room:
+            return self.storage.read(path, offset, size)
+        if path not in self._files:
+            self._files[path] = self.storage.local(path)
+        opened = _opened(self._files[path])  # held until its bytes are read: threads that open at once keep one of theirs
+        return os.pread(opened.descriptor, max(0, min(size, opened.size - offset)), offset)
+
+    def _problem(self, i: int, data: bytes, check: bool) -> str:
+        """What is wrong with the bytes of row `i`, or ""."""
+        if len(data) != self._size[i]:
+            return f"{len(data)} of {self._size[i]} bytes are there"
+        if check and (found := hashlib.sha256(data).hexdigest()) != self._sha256[i]:
+            return f"sha256 is {found}, the sidecar says {self._sha256[i]}"
+        return ""
+
+    def _forget(self, path: str) -> None:
+        self._files.pop(path, None)
+        self.storage.forget(path)
+        _opened.cache_clear()  # a new copy has the old one's name
 
 
 def stream(
@@ -115,25 +153,28 @@ def stream(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int, list]]:  # fmt: skip
     """`batches` with their images: (indices, weights, total, what `decode` makes of each image's bytes).
 
-    `workers` threads read and decode `read_ahead` batches ahead, while the caller computes; 0: none.
+    `workers` threads read and decode `read_ahead` batches ahead, while the caller computes; 0: none. From afar at least AT_ONCE of them, for most wait.
     """
 
-    def fetch(indices: np.ndarray) -> list:
-        return [decode(reader.read(i)) for i in indices]
+    def fetch(i: int) -> Any:
+        return decode(reader.read(i))
 
     own = batches(order, batch, rank, world, start)
     if workers == 0:
-        yield from ((*share, fetch(share[0])) for share in own)
+        yield from ((*share, [fetch(i) for i in share[0]]) for share in own)
         return
-    with ThreadPoolExecutor(workers, thread_name_prefix="shards") as pool:
+    pool = ThreadPoolExecutor(max(workers, AT_ONCE if reader.afar else 0), thread_name_prefix="shards")
+    try:
         pending: deque = deque()
         for share in own:
-            pending.append((share, pool.submit(fetch, share[0])))
+            pending.append((share, [pool.submit(fetch, i) for i in share[0]]))
             if len(pending) > read_ahead:
-                share, future = pending.popleft()
-                yield *share, future.result()
-        for share, future in pending:
-            yield *share, future.result()
+                share, images = pending.popleft()
+                yield *share, [image.result() for image in images]
+        for share, images in pending:
+            yield *share, [image.result() for image in images]
+    finally:
+        pool.shutdown(cancel_futures=True)  # of an epoch left early nothing more is read
 
 
 class _Opened:

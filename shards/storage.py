@@ -7,6 +7,7 @@ system's bytes are written aside.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import BinaryIO
@@ -51,6 +52,7 @@ class Storage(ABC):
     url: str
     work: Path  # on this machine, for what an attempt writes before it is committed
     shared: Path  # seen by every node, for what a scheduler wants as files: its logs, its jobs
+    room: float = math.inf  # bytes of this machine's disk that `local` may fill; infinite where the files are here anyhow
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"
@@ -93,6 +95,9 @@ class Storage(ABC):
     @abstractmethod
     def local(self, path: str) -> Path:
         """A file of this machine that holds the bytes of `path`, or a folder of all that is below it, to be opened for reading, never written."""
+
+    def forget(self, path: str) -> None:  # noqa: B027  where the files are here there is no copy
+        """Drop the copy that `local` keeps of `path`, which was found damaged."""
 
     def prove(self) -> None:  # noqa: B027  link(2) speaks for itself
         """OSError, with the reason, where no commit could be safe. Asked once for a new run."""

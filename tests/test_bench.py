@@ -9,6 +9,8 @@ from conftest import vhs
 from test_chain import on
 from test_slurm_scripts import submit
 
+from shards.storage import open_storage
+
 
 def test_write_compares_bytes_and_rates(tmp_path):
     printed = vhs("bench", "write", "--images", 4, "--repeats", 1, "--size", 64, "--json", tmp_path / "write.json")
@@ -56,3 +58,15 @@ def test_scaling_is_of_units_that_sleep_on_ray(cluster, tmp_path):
     options = ("--workers", "1,2", "--seconds", "0.5", "--out", str(tmp_path / "runs"), "--json", str(tmp_path / "scaling.json"))
     submit(cluster, tmp_path, "ray.sbatch", "vhs", "bench", "scaling", "--on", "ray", *options, stage="generate", options="--nodes=2")
     scaled(tmp_path, "ray")
+
+
+def test_stream_reads_all_of_it_from_either_place(bucket, tmp_path):
+    """mosaicml-streaming is no dependency: its row has a rate or says what to install."""
+    options = ("--url", bucket, "--images", 70, "--repeats", 1, "--size", 64)
+    printed = vhs("bench", "stream", *options, "--json", tmp_path / "stream.json")
+    result = json.loads((tmp_path / "stream.json").read_text())
+    *rows, last = result["rows"]
+    assert [row["name"].split(":")[0] for row in rows] == 3 * ["vhs"] + 3 * ["webdataset"] and last["name"].startswith("mosaicml")
+    assert all(row["rate"] > 0 and row["ratio"] == pytest.approx(row["rate"] / rows[0]["rate"]) for row in rows)
+    assert last["rate"] or "pip install --no-deps mosaicml-streaming" in last["note"] and "pip" in printed
+    assert open_storage(bucket).list() == [], "what was written there is gone"

@@ -211,13 +211,10 @@ def _steep(model, batch, draw) -> torch.Tensor:
     return (answers - answers.detach()).abs().sqrt()
 
 
-def _one_rank(folder: str, cases: dict, kept: int, checkpoint_of_two: str) -> None:
+def _one_rank(folder: str, cases: dict, kept: int) -> None:
     """A rank that is alone, and what it must refuse: case -> what was said."""
     _rank(folder, cases, kept)
     zero2, said = settings(sharding="zero2"), {}
-    with pytest.raises(ValueError) as error:
-        _run(folder, "dreambooth", Recorder(state=checkpoint.load(checkpoint_of_two)), {"sharding": "zero2"})
-    said["another number of ranks"] = str(error.value)
     accelerator = world.accelerator("cpu", "no", zero2.sharding)
     accelerator.deepspeed_plugin.deepspeed_config["zero_optimization"]["stage"] = 1
     with pytest.raises(RuntimeError) as error:
@@ -237,14 +234,13 @@ def _one_rank(folder: str, cases: dict, kept: int, checkpoint_of_two: str) -> No
 def test_one_rank(folder, kept, two, figure):
     """A single rank has the curve of a process without DeepSpeed; what accelerate would do in silence is refused."""
     cases = {"alone zero2": CASES["dreambooth zero2"]}
-    world.launch(1, _one_rank, str(folder), cases, kept, f"{folder}/dreambooth zero2.pt")
+    world.launch(1, _one_rank, str(folder), cases, kept)
     alone = json.loads(Path(_record(folder, cases, 0, 1)).read_text())["alone zero2"]
     assert alone["whole"]["engine"] == "DeepSpeedEngine" and alone["resumed"]["curve"] == alone["whole"]["curve"]
     difference = _difference(alone["whole"], _run(str(folder), "dreambooth", checkpoint.Silent(), {}))
     figure(f"{difference:.1e} from the curve without DeepSpeed")
     assert difference < ALIKE
     said = json.loads((folder / "said.json").read_text())
-    assert "made by 2 ranks and 1 are at work" in said["another number of ranks"]
     assert "ZeRO stage 2 was asked for, accelerate prepared DeepSpeedEngine of stage 1" in said["another stage"]
     assert "gradient is no longer a number" in said["no number"]
     assert "unset ACCELERATE_USE_CPU (it is true)" in said["no DeepSpeed"]

@@ -16,7 +16,7 @@ class Curve:
 
     def __init__(self, total: int):
         self.rows: list[dict[str, float]] = []
-        self.trained_by: dict = {}  # vhs.engine's `about`
+        self.trained_by: dict = {}  # vhs.engine's `about`; `before`: that of engines of other ranks, whose last step is `until`
         self._total, self._every = total, -(-total // ROWS)
         self._sums: dict[str, float] = {}
         self._count = 0
@@ -31,11 +31,16 @@ class Curve:
 
     def state_dict(self) -> dict:
         """All of it, plain values."""
-        return {"rows": [dict(row) for row in self.rows], "sums": dict(self._sums), "count": self._count}
+        return {"rows": [dict(row) for row in self.rows], "sums": dict(self._sums), "count": self._count, "trained_by": dict(self.trained_by)}
 
     def load_state_dict(self, state: dict) -> None:
-        """Goes on where `state_dict` was taken."""
+        """Goes on where `state_dict` was taken. What is random in a step hangs on the ranks, so others than now are taken down."""
         self.rows, self._sums, self._count = [dict(row) for row in state["rows"]], dict(state["sums"]), state["count"]
+        then = dict(state["trained_by"])
+        before = then.pop("before", [])
+        if then.get("ranks") != self.trained_by.get("ranks"):
+            before = [*before, {**then, "until": (self.rows[-1]["step"] if self.rows else 0) + self._count}]
+        self.trained_by |= {"before": before} if before else {}
 
     def save(self, folder: Path) -> None:
         """Writes folder/curve.json, one row a line."""

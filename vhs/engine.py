@@ -108,14 +108,13 @@ class Replicated(_Rated):
         """Copies on the CPU of all that changes, on rank 0; nothing elsewhere."""
         if not self._accelerator.is_main_process:
             return {}
-        state = {"network": _changing(self.module), "optimizer": self.optimizer.state_dict(), "ranks": self._accelerator.num_processes}
+        state = {"network": _changing(self.module), "optimizer": self.optimizer.state_dict()}
         if self._accelerator.scaler:
             state["scaler"] = self._accelerator.scaler.state_dict()
         return recursively_apply(_to_cpu, state)
 
     def load_state_dict(self, state: dict) -> None:
-        """ValueError for the state of another number of ranks."""
-        _check_ranks(state, self._accelerator)
+        """That of any number of ranks will do."""
         with torch.no_grad():
             for name, tensor in _changing(self.module).items():
                 tensor.copy_(state["network"][name])
@@ -242,13 +241,11 @@ class Sharded(_Rated):
         return {
             "network": dict(zip(names, wholes, strict=True)) | {name: _to_cpu(buffer) for name, buffer in self.module.named_buffers()},
             "optimizer": moments | {"step": int(next(iter(self._zero.optimizer.state.values()))["step"]), "rate": self.learning_rate},
-            "ranks": self._accelerator.num_processes,
         }
 
     @torch.no_grad()
     def load_state_dict(self, state: dict) -> None:
-        """ValueError for the state of another number of ranks."""
-        _check_ranks(state, self._accelerator)
+        """That of any number of ranks will do: each takes its share of the whole."""
         self._set_step(state["optimizer"]["step"])
         for number, (name, parameter) in enumerate(trained(self.module)):
             self._set(parameter, state["network"][name], {key: state["optimizer"][key][number] for key in _MOMENTS})
@@ -285,11 +282,3 @@ def _changing(network: nn.Module) -> dict[str, torch.Tensor]:
 def _to_cpu(tensor: torch.Tensor) -> torch.Tensor:
     """A copy on the CPU: a second set of moments has no room on the GPU."""
     return tensor.detach().to("cpu", copy=True)
-
-
-def _check_ranks(state: dict, accelerator: Accelerator) -> None:
-    if state["ranks"] != accelerator.num_processes:
-        raise ValueError(
-            f"this checkpoint was made by {state['ranks']} ranks and {accelerator.num_processes} are at work: what is random in a step hangs on "
-            f"the ranks, so go on with {state['ranks']}, or delete the checkpoint to begin again"
-        )

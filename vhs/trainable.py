@@ -77,7 +77,7 @@ class Trainable:
         return state and {**state, "average": average}
 
     def load_state_dict(self, state: dict) -> None:
-        """Lays a state over networks that are on their device already. ValueError for the state of another number of ranks."""
+        """Lays a state over networks that are on their device already."""
         self.engine.load_state_dict(state)
         if self._average:
             pieces = self.engine.pieces(state["average"]["shadow_params"])

@@ -56,6 +56,24 @@ def generate(
     _show(generating.generate(images, repeats, batch, steps, size_px, model, device), json_file)
 
 
+@app.command("stream")
+def stream(
+    url: Annotated[str, typer.Option("--url", metavar="S3URL", help="A place in an object store, s3://bucket/prefix; what is written there goes again.")],
+    images: Annotated[int, typer.Option(min=1)] = 2048,
+    repeats: Annotated[int, typer.Option(min=1, help="Medians are taken over these.")] = 5,
+    size_px: Annotated[int, typer.Option("--size", min=32, help="Pixels a side.")] = 224,
+    json_file: Annotated[Optional[Path], typer.Option("--json", metavar="FILE", help="Write the figures there too.")] = None,
+):
+    """Images out of shards, from this disk and from an object store: our reader beside webdataset's and mosaicml-streaming's. On this machine's first core.
+
+    Example: vhs bench stream --url s3://bucket/scratch --json stream.json
+    """
+    world.set_environment(1)
+    from jobs.bench import stream as streaming
+
+    _show(streaming.stream(url, images, repeats, size_px), json_file)
+
+
 @app.command("dispatch")
 def dispatch(
     units: Annotated[int, typer.Option(min=1, help="That have nothing to do.")] = 1000,
