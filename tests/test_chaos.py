@@ -11,6 +11,7 @@ import pytest
 from conftest import vhs
 
 from jobs.chaos import observer, payload, storm
+from jobs.chaos.proxy import TROUBLES
 from shards import posix
 from shards.crash import HARMS, WINDOWS
 from shards.storage import open_storage
@@ -98,6 +99,9 @@ def test_five_hundred_faults_on_disk_and_in_an_object_store(server, quiet, tmp_p
             outcomes.append(storm.storm(out, schedule, 40, quiet, meanwhile=server.restart if place == "s3" else lambda: None))
         fired, by_window = said(outcomes, figure)
         assert sum(fired.values()) >= 250 and min(by_window.values()) >= 5, place
+        if place == "s3":
+            troubles = Counter({trouble: sum(n for (_, harm), n in fired.items() if harm == trouble) for trouble in TROUBLES})
+            assert min(troubles.values()) >= 5, troubles
 
 
 @pytest.mark.slow

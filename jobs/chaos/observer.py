@@ -53,8 +53,9 @@ def _problem(storage: Storage, name: str) -> str:
         table = manifest.read(storage, name)
         return _shard_problem(storage, folder, table) if "shard" in manifest.metadata(table) else ""
     if last == "shards.txt":
+        listed = set(storage.read(name).decode().split())  # first: what is committed after this is no matter of it
         committed = {manifest.metadata(manifest.read(storage, path))["shard"] for path in manifest.sidecars(storage, folder)}
-        return ", ".join(sorted(set(storage.read(name).decode().split()) - committed))
+        return f"names what is not committed: {absent}" if (absent := ", ".join(sorted(listed - committed))) else ""
     if name.endswith(".json"):
         content = json.loads(storage.read(name))
         marker = read_marker(storage, name) if "facts" in content and "files" in content else None
