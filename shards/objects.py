@@ -33,8 +33,8 @@ PIECE = 64 << 20
 CACHE_GB = 20.0  # of this machine's disk, for shards; VHS_CACHE_GB changes it. Models, fetched as folders, stay
 
 
-class Short(Exception):
-    """A body that ended early."""
+class Passing(Exception):
+    """What may be otherwise when asked again: a body ended early, a name went while the store was asked whose it is."""
 
 
 class Objects(Storage):
@@ -77,7 +77,10 @@ class Objects(Storage):
             try:
                 obstore.put(self._store, path, data, mode="create", attributes={WRITER: mine}, use_multipart=False)
             except AlreadyExistsError:
-                return obstore.get(self._store, path).attributes.get(WRITER) == mine
+                try:
+                    return obstore.get(self._store, path).attributes.get(WRITER) == mine
+                except FileNotFoundError:  # a claim, dropped since by whoever was done
+                    raise Passing("the name was refused, and then was not there") from None
             return True
 
         created = self._ask("s3:PutObject", path, create)
@@ -105,7 +108,7 @@ class Objects(Storage):
         def part() -> bytes:
             data = bytes(obstore.get_range(self._store, path, start=start, end=end))
             if len(data) != end - start:
-                raise Short(f"{len(data)} of {end - start} bytes from {start} on came")
+                raise Passing(f"{len(data)} of {end - start} bytes from {start} on came")
             return data
 
         return self._ask("s3:GetObject", path, part) if start < end else b""
@@ -207,7 +210,7 @@ class Objects(Storage):
             except FileNotFoundError:
                 self._answered = True
                 raise
-            except (PermissionDeniedError, UnauthenticatedError, GenericError, Short) as error:
+            except (PermissionDeniedError, UnauthenticatedError, GenericError, Passing) as error:
                 told = str(error)
                 if "NoSuchBucket" in told:
                     raise FileNotFoundError(f"{self.url}: the store has no such bucket; make it, or choose another") from None
