@@ -33,8 +33,8 @@ SILENT_S, WHOLE_S = 20, 3600  # an answer may say nothing; may take in all. Afte
 PIECE = 8 << 20  # of a large object, asked for at once: what a fetch holds in memory
 
 
-class Short(Exception):
-    """A body that ended early."""
+class Passing(Exception):
+    """What may be otherwise when asked again: a body ended early, a name went while the store was asked whose it is."""
 
 
 class Objects(Storage):
@@ -89,7 +89,10 @@ class Objects(Storage):
             try:
                 obstore.put(self._store, path, data, mode="create", attributes={WRITER: mine}, use_multipart=False)
             except AlreadyExistsError:
-                return obstore.get(self._reading, path).attributes.get(WRITER) == mine
+                try:
+                    return obstore.get(self._reading, path).attributes.get(WRITER) == mine
+                except FileNotFoundError:  # a claim, dropped since by whoever was done
+                    raise Passing("the name was refused, and then was not there") from None
             return True
 
         created = self._ask("s3:PutObject", path, create)
@@ -120,7 +123,7 @@ class Objects(Storage):
                 raise
             data, (start, end) = bytes(answer.bytes()), answer.range
             if len(data) != end - start:
-                raise Short(f"{len(data)} of {end - start} bytes from {start} on came")
+                raise Passing(f"{len(data)} of {end - start} bytes from {start} on came")
             return data
 
         return self._ask("s3:GetObject", path, body)
@@ -220,7 +223,7 @@ class Objects(Storage):
             except FileNotFoundError:
                 self._answered = True
                 raise
-            except (PermissionDeniedError, UnauthenticatedError, GenericError, Short) as error:
+            except (PermissionDeniedError, UnauthenticatedError, GenericError, Passing) as error:
                 told = str(error)
                 if "NoSuchBucket" in told:
                     raise FileNotFoundError(f"{self.url}: the store has no such bucket; make it, or choose another") from None

@@ -212,6 +212,27 @@ def test_an_answer_that_was_lost_is_still_our_win(bucket, monkeypatch):
     assert storage.commit("a", b"mine") and storage.read("a") == b"mine" and not storage.commit("a", b"other")
 
 
+def test_a_name_that_goes_while_the_store_is_asked_whose_it_is_can_be_had(bucket, monkeypatch):
+    """A claim, whose worker is done and drops it between our refused PUT and our question."""
+    import obstore
+
+    storage, other, put, refused = open_storage(bucket), open_storage(bucket), obstore.put, []
+
+    def raced(store, path, *arguments, **options):
+        monkeypatch.setattr(obstore, "put", put)
+        assert other.commit(path, b"theirs")
+        try:
+            return put(store, path, *arguments, **options)
+        except obstore.exceptions.AlreadyExistsError:
+            refused.append(path)
+            other.delete(path)
+            raise
+
+    monkeypatch.setattr(obstore, "put", raced)
+    assert storage.commit("state/claims/x-0000.json", b"ours") and storage.read("state/claims/x-0000.json") == b"ours"
+    assert refused == ["state/claims/x-0000.json"]
+
+
 def test_objects_are_fetched_once_and_the_oldest_make_room(bucket, tmp_path, monkeypatch):
     monkeypatch.setenv("VHS_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("VHS_CACHE_GB", "0.0002")

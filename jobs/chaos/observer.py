@@ -37,6 +37,8 @@ def look(storage: Storage, known: set[str]) -> list[str]:
             said = _problem(storage, name)
         except FileNotFoundError as error:  # committed names stay
             said = f"gone or never there: {error}"
+        except (ValueError, KeyError) as error:  # a table, JSON or text that is not whole
+            said = f"torn: {type(error).__name__}: {error}"
         if said:
             wrong.append(f"{name}: {said}")
         elif not name.endswith("shards.txt"):

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -32,8 +33,9 @@ ROWS, STEP_S = 8, 0.01
 FACTS = {"images": ROWS, "rejects": [], "sources": ["clinic"], "patients_seen": [], "classes": {}, "accepted": dict.fromkeys(CLASSES, 2)}
 
 
-def work(out: str, pipeline: bool):
-    """A worker: goes on with the run at `out` until it is complete, or until harm comes. `pipeline`: debug/demo itself. What it says goes to CHAOS_SAID."""
+def work(out: str, pipeline: bool, settings: Sequence[str] = ()):
+    """A worker: goes on with the run at `out` until it is complete, or until harm comes. `pipeline`: debug/demo itself; `settings`: over those here. What it
+    says goes to CHAOS_SAID."""
     said = os.open(os.environ["CHAOS_SAID"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(said, 1)
     os.dup2(said, 2)
@@ -43,7 +45,7 @@ def work(out: str, pipeline: bool):
         have_nothing_to_do()
     interrupt.listen()
     try:
-        drive(plan.start(load("debug/demo", list(HASTE if pipeline else SETTINGS)), out))
+        drive(plan.start(load("debug/demo", [*(HASTE if pipeline else SETTINGS), *settings]), out))
     except (Failed, OSError, interrupt.Interrupted) as error:
         raise SystemExit(f"{os.environ.get('VHS_CRASH_AT', '')}: {type(error).__name__}: {error}") from None
 

@@ -12,7 +12,7 @@ import signal
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
@@ -81,10 +81,10 @@ def schedules(seed: int) -> Iterator[Schedule]:
     return (Schedule(number, met) for number in itertools.count(seed))
 
 
-def undisturbed(out: str, pipeline: bool) -> dict[str, str]:
+def undisturbed(out: str, pipeline: bool, settings: Sequence[str] = ()) -> dict[str, str]:
     """Every committed name of such a run with its sha256; it is made at `out`."""
     with _scratch() as scratch:
-        worker = _worker(out, scratch, {}, pipeline)
+        worker = _worker(out, scratch, {}, (pipeline, settings))
         worker.join()
         if worker.exitcode:
             raise RuntimeError(f"the undisturbed run failed: {(scratch / 'said').read_text()[-2000:]}")
@@ -98,16 +98,18 @@ def committed(out: str) -> dict[str, str]:
 
 
 def storm(
-    out: str, schedule: Schedule, harms: int, reference: dict[str, str], *, pipeline: bool = False, every: int = 40, meanwhile: Callable = lambda: None
-) -> Outcome:
+    out: str, schedule: Schedule, harms: int, reference: dict[str, str], *,
+    pipeline: bool = False, settings: Sequence[str] = (), every: int = 40, meanwhile: Callable = lambda: None,
+) -> Outcome:  # fmt: skip
     """A run at `out`, which must be new, harmed `harms` times at most until it is complete, then compared with `reference`.
 
     pipeline   the real stages, not those of payload.py
+    settings   over those of payload.py, as the reference's were
     every      of an object store's requests one in so many meets trouble
     meanwhile  called once, when half of the harm is done
     """
     with _scratch() as scratch, _observed(out) as seen, _troubled(out, schedule.seed, every, scratch) as through:
-        workers = _until_complete(out, schedule, harms, scratch, through, pipeline, meanwhile)
+        workers = _until_complete(out, schedule, harms, scratch, through, (pipeline, settings), meanwhile)
         fired = Counter(tuple(line.split()[:2]) for line in _lines(scratch / "harm"))
         twice = [name for name, times in Counter(_lines(scratch / "commits")).items() if times > 1 and not name.startswith(ASIDE)]
     looks, _, torn = seen[0]
@@ -120,7 +122,7 @@ def storm(
     )  # fmt: skip
 
 
-def _until_complete(out, schedule: Schedule, harms: int, scratch: Path, through: dict[str, str], pipeline: bool, meanwhile: Callable) -> int:
+def _until_complete(out, schedule: Schedule, harms: int, scratch: Path, through: dict[str, str], kind: tuple, meanwhile: Callable) -> int:
     """-> how many workers it took. A worker that ends well says that the run is complete; until then whoever dies is followed by another."""
     alive: list[BaseProcess] = []
     stopped: dict[int, float] = {}
@@ -145,15 +147,15 @@ def _until_complete(out, schedule: Schedule, harms: int, scratch: Path, through:
         alive = [worker for worker in alive if worker.exitcode is None]
         while len(alive) < WORKERS and not complete:
             harm = {"VHS_CRASH_AT": schedule.next()} if counted < harms else {}
-            alive.append(_worker(out, scratch, through | harm, pipeline))
+            alive.append(_worker(out, scratch, through | harm, kind))
             begun += 1
         time.sleep(0.05)
     return begun
 
 
-def _worker(out: str, scratch: Path, environment: dict[str, str], pipeline: bool) -> BaseProcess:
+def _worker(out: str, scratch: Path, environment: dict[str, str], kind: tuple) -> BaseProcess:
     logs = {"VHS_CRASH_LOG": str(scratch / "harm"), "CHAOS_COMMITS": str(scratch / "commits"), "CHAOS_SAID": str(scratch / "said")}
-    return _process(payload.work, out, pipeline, environment=environment | logs)
+    return _process(payload.work, out, *kind, environment=environment | logs)
 
 
 def _context():
