@@ -123,12 +123,14 @@ class ShardReader:
                 return data
 
     def _bytes(self, path: str, offset: int, size: int) -> bytes:
+        if offset < 0:
+            return b""
         if self._needed > self.storage.room:
             return self.storage.read(path, offset, size)
         if path not in self._files:
             self._files[path] = self.storage.local(path)
         opened = _opened(self._files[path])  # held until its bytes are read: threads that open at once keep one of theirs
-        return os.pread(opened.descriptor, size, offset)
+        return os.pread(opened.descriptor, max(0, min(size, opened.size - offset)), offset)  # what a damaged sidecar asks for may fit no memory
 
     def _problem(self, i: int, data: bytes, check: bool) -> str:
         """What is wrong with the bytes of row `i`, or ""."""
@@ -182,6 +184,7 @@ class _Opened:
 
     def __init__(self, file: Path):
         self.descriptor = os.open(file, os.O_RDONLY)
+        self.size = os.fstat(self.descriptor).st_size
 
     def __del__(self):
         if hasattr(self, "descriptor"):
