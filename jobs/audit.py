@@ -7,20 +7,28 @@ import json
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+from urllib.parse import unquote, urlsplit
 
 from jobs import history, plan
-from jobs.data import is_here
-from jobs.unit import read_marker
+from jobs.config import PHANTOMS
+from jobs.data import EMPTY, open_data
+from jobs.unit import Marker, read_marker
 from shards import manifest
 from shards.storage import Storage, open_storage
 from shards.verify import Finding, verify
+from vhs.sources import SourceError
 
 _MARKER = re.compile(r"-[0-9a-f]{12}\.json$")  # of units that make files
 _TABLE = re.compile(r"-[0-9a-f]{12}\.parquet$")  # of units that make shards and tables
+_IDENTITY = re.compile(r"-([0-9a-f]{12})\.(?:json|parquet)$")
+DAMAGED = (ValueError, KeyError, TypeError, AttributeError)  # what reading something else than was written ends in
 ASIDE = ("state/", "checkpoints/")
 LIST = "/shards.txt"
-KEPT = ("plan.json", "real/sources.json", "priors/own.json")  # what was there when the run began
+KEPT = ("plan.json", "real/sources.json", "priors/own.json", "tune/", "labels/corrections/")  # there when the run began, or a person's word
+_PRODUCT = re.compile(r"(.+/[0-9a-f]{12})/.+")  # the folder of a unit's files
 
 
 def verify_all(url: str, full: bool) -> tuple[int, int, list[Finding]]:
@@ -29,80 +37,114 @@ def verify_all(url: str, full: bool) -> tuple[int, int, list[Finding]]:
     names = storage.list()
     shards = samples = 0
     findings: list[Finding] = []
-    for folder in sorted({name.rpartition("/")[0] for name in names if name.endswith(".tar")}):
+    made_here = [name for name in names if "plan.json" in names and _in_shards(name) and _TABLE.search(name)]  # whose tar may be gone
+    for folder in sorted({name.rpartition("/")[0] for name in [*made_here, *names] if name in made_here or name.endswith(".tar")}):
         found = verify(storage, folder, full)
         shards, samples = shards + found.shards, samples + found.samples
         findings += found.found
     if "plan.json" in names:
-        findings += [*_torn(storage, names), *_marker_findings(storage, names, full), *_table_findings(storage, names)]
+        findings += [*_torn(storage, names), *_marker_findings(storage, names, full), *_table_findings(storage, names), *_left_over(storage, names)]
     elif not shards and not findings:
         raise ValueError(f"{url} is neither a run (no plan.json) nor a folder of shards (no tar with a sidecar)")
     return shards, samples, findings
 
 
+def _wrong(path: str, what: str, *drop: str) -> Finding:
+    """`path` is not what it was: the run makes it anew once `drop`, or else it, is gone. Unless it is what no run makes."""
+    if path.startswith(KEPT):
+        return Finding(path, what, "put it back from a copy: it is not made again")
+    drop = drop or (path,)
+    return Finding(path, what, f"delete {' and '.join(drop)}, then run the same command again", again=True, drop=drop)
+
+
+def _gone(path: str, reader: str) -> Finding:
+    what = f"missing, though {reader} was made from it"
+    return _wrong(path, what) if path.startswith(KEPT) else Finding(path, what, "run the same command again", again=True)
+
+
 def _torn(storage: Storage, names: list[str]) -> Iterator[Finding]:
-    """What a power cut left empty or half: of everything that is JSON."""
-    for path in (name for name in names if name.endswith(".json") and not name.startswith(ASIDE)):
+    """What a power cut left empty or half: of everything that is JSON, and of markers also what is JSON and no marker. Products: _marker_findings."""
+    for path in (name for name in names if name.endswith(".json") and not name.startswith(ASIDE) and not _PRODUCT.fullmatch(name)):
         try:
-            json.loads(storage.read(path))
-        except ValueError as error:
-            if path in KEPT or path.startswith("tune/"):
-                yield Finding(path, f"not readable: {error}", "put it back from a copy: it is not made again")
-            else:
-                yield Finding(path, f"not readable: {error}", f"delete {path}, then run the same command again", again=True, drop=(path,))
+            read_marker(storage, path) if _MARKER.search(path) else json.loads(storage.read(path))
+        except DAMAGED as error:
+            yield _wrong(path, f"not readable: {error!r}")
 
 
 def _marker_findings(storage: Storage, names: list[str], full: bool) -> list[Finding]:
-    """What units' markers list: the files they made, there and with `full` as committed; and with `full` their input markers, unchanged since.
+    """What units' markers list: the files they made, there, not empty, and with `full` as committed; and with `full` their input markers, unchanged since.
 
     Markers are found by their names, not by asking the run for its units: an input that changed gives its readers another identity, and they would
     look undone instead of contradicted.
     """
     findings, held, there = [], {}, set(names)
-    for path in (name for name in names if _MARKER.search(name) and not name.startswith("state/")):
-        try:
-            marker = read_marker(storage, path)
-        except (ValueError, KeyError):  # _torn has it
-            continue
-        again = f"delete {path}, then run the same command again"
+    for path, marker in _markers(storage, names):
         for name, sha256 in marker.files.items():
             file = f"{marker.folder}/{name}"
             if file not in there:
-                findings.append(Finding(file, f"missing, though {path} lists it", again, again=True, drop=(path,)))
-            elif full and _sha256(storage, file) != sha256:
-                what = "its sha256 is not the one it was committed with"
-                findings.append(Finding(file, what, f"delete it; {again}", again=True, drop=(file, path)))
+                findings.append(_wrong(file, f"missing, though {path} lists it", path))
+            elif problem := _file_problem(storage, file, sha256, full):
+                findings.append(_wrong(file, problem, path, file))
         held |= {made: (sha256, path) for markers in marker.inputs.values() for made, sha256 in markers}
     for path, (sha256, reader) in held.items():
         if path not in there:
             findings.append(_gone(path, reader))
         elif full and _sha256(storage, path) != sha256:
-            to_do = "delete it, then run the same command again"
-            findings.append(Finding(path, f"not what {reader} was made from", to_do, again=True, drop=(path,)))
+            findings.append(_wrong(path, f"not what {reader} was made from"))
     return findings
 
 
-def _gone(path: str, reader: str) -> Finding:
-    return Finding(path, f"missing, though {reader} was made from it", "run the same command again", again=True)
+def _file_problem(storage: Storage, file: str, sha256: str, full: bool) -> str:
+    """What is wrong with a file that was committed with `sha256`, or ""."""
+    if full:
+        return "" if _sha256(storage, file) == sha256 else "its sha256 is not the one it was committed with"
+    if sha256 != EMPTY and not storage.size(file):
+        return "it is empty"
+    try:
+        json.loads(storage.read(file) if file.endswith(".json") else b"{}")
+    except ValueError as error:
+        return f"not readable: {error!r}"
+    return ""
+
+
+def _markers(storage: Storage, names: list[str]) -> Iterator[tuple[str, Marker]]:
+    for path in (name for name in names if _MARKER.search(name) and not name.startswith("state/")):
+        with suppress(*DAMAGED):  # _torn has it
+            yield path, read_marker(storage, path)
 
 
 def _table_findings(storage: Storage, names: list[str]) -> Iterator[Finding]:
     """Of shards and tables: what they were made from is there (who drew an image, who measured it), and labels are those of their shard's images."""
     there, said = set(names), set()
-    for path in (name for name in names if _TABLE.search(name) and not name.startswith(("state/", "labels/corrections/"))):
+    for path in (name for name in names if _TABLE.search(name) and not name.startswith("state/")):
         try:
             table = manifest.read(storage, path)
-            made_from = json.loads(manifest.metadata(table)["unit"])["inputs"]
-        except (ValueError, KeyError) as error:
+            made_from = {} if path.startswith(KEPT) else json.loads(manifest.metadata(table)["unit"])["inputs"]
+        except DAMAGED as error:
             if not _in_shards(path):  # else it is a sidecar, and shards.verify has it
-                yield Finding(path, f"not readable: {error}", f"delete {path}, then run the same command again", again=True, drop=(path,))
+                yield _wrong(path, f"not readable: {error}")
             continue
         for gone in sorted({marker for markers in made_from.values() for marker in markers} - there - said):
             said.add(gone)
             yield _gone(gone, path)
         for shard in made_from.get("shard", ()):
             if shard in there and (problem := _label_problem(storage, table, shard)):
-                yield Finding(path, problem, f"delete {path}, then run the same command again", again=True, drop=(path,))
+                yield _wrong(path, problem)
+
+
+def _left_over(storage: Storage, names: list[str]) -> Iterator[Finding]:
+    """What a kill left behind and nobody looks at: checkpoints of units that are done, and files that no marker names."""
+    done = {match[1] for name in names if (match := _IDENTITY.search(name)) and not name.startswith(ASIDE)}
+    for name in (name for name in names if name.startswith("checkpoints/") and name.split("/")[1] in done):
+        yield Finding(name, "a checkpoint of a unit that is done", "nothing; once nobody is at work it may be deleted", error=False, drop=(name,))
+    named = {marker.folder for _, marker in _markers(storage, names)}
+    strays: dict[str, list[str]] = {}
+    for name in (name for name in names if not name.startswith((*ASIDE, *KEPT))):
+        if (match := _PRODUCT.fullmatch(name)) and match[1] not in named:
+            strays.setdefault(match[1], []).append(name)
+    for folder, files in strays.items():
+        what = f"{len(files)} files that no marker names"
+        yield Finding(folder, what, "nothing; once nobody is at work it may be deleted", error=False, drop=tuple(files))
 
 
 def _in_shards(path: str) -> bool:
@@ -112,7 +154,7 @@ def _in_shards(path: str) -> bool:
 def _label_problem(storage: Storage, labels, shard: str) -> str:
     try:
         images = set(manifest.read(storage, shard)["key"].to_pylist())
-    except (ValueError, KeyError):
+    except DAMAGED:
         return ""
     labelled = labels["key"].to_pylist() if "key" in labels.column_names else []
     if len(labelled) != len(images) or set(labelled) != images:
@@ -138,22 +180,26 @@ class Repaired:
 def repair(url: str, full: bool, dry_run: bool = False) -> Repaired:
     """Delete what is of no use or wrong and can be made again, write shards.txt again. PlanError while somebody is at work.
 
-    What a person said, the plan and the list of sources are never deleted, nor are real images while their data is away, nor anything in a folder of
-    shards that no run stands behind.
+    What a person said, the plan and the list of sources are never deleted, nor are real images whose sources are away or changed, nor anything but
+    orphans in a folder of shards that no run stands behind. Where the plan cannot be read nothing is deleted: nobody can tell what is made again.
     """
+    _refuse_part_of_run(url)
     findings = verify_all(url, full)[2]
     storage, run = open_storage(url), _idle(url, findings)
     gone, again, left, lists = [], [], [], {finding.path for finding in findings if finding.path.endswith(LIST)}
+    planless = run is None and storage.exists("plan.json")
     for finding in (finding for finding in findings if finding.path not in lists):
-        if finding.drop and not finding.again and (run or not finding.error):
+        if finding.drop and not finding.error and not finding.again and not planless:
             gone += finding.drop
-        elif finding.again and run and (not finding.path.startswith("real/") or is_here(run.config.data)):
+        elif finding.again and run and (away := _sources_away(run, finding.path)):
+            left.append(replace(finding, to_do=f"{away}; until then it stays"))
+        elif finding.again and run:
             gone += finding.drop
             again.append(finding)
-        elif finding.error:
+        elif finding.error or finding.again:
             left.append(finding)
     there = set(storage.list())
-    gone = sorted(set(gone) & there, key=lambda name: (not _MARKER.search(name) and not _TABLE.search(name), name))
+    gone = sorted(set(gone) & there, key=lambda name: (not _IDENTITY.search(name), name))
     lists |= {name.rpartition("/")[0] + LIST for name in gone if name.endswith(".parquet")} & there
     if not dry_run:
         for name in gone:  # markers first: killed on the way, what is left is undone, not contradicted
@@ -161,6 +207,32 @@ def repair(url: str, full: bool, dry_run: bool = False) -> Repaired:
         lists = {name for name in lists if _rewritten(storage, name)}
         storage.sweep(older_than_s=3600)
     return Repaired(gone, sorted(lists), again, left)
+
+
+def _refuse_part_of_run(url: str):
+    """PlanError for a folder inside of a run: whether somebody is at work there, the run knows, and its units write several folders."""
+    whole = urlsplit(open_storage(url).url)
+    for above in PurePosixPath(whole.path).parents:
+        run = f"{whole.scheme}://{whole.netloc}{above}"
+        with suppress(PermissionError):  # nothing of ours
+            if open_storage(run).exists("plan.json"):
+                raise plan.PlanError(f"{url} is part of a run: vhs repair {unquote(run.removeprefix('file://'))}")
+
+
+def _sources_away(run: plan.Run, path: str) -> str:
+    """For a shard of real images, at `path`: how to have back what it was made of, so that it can be made again; "" if all is there."""
+    if not path.startswith("real/") or run.config.data == PHANTOMS:
+        return ""
+    source = None
+    try:
+        data = open_data(run.config.data)
+        for unit in (unit for unit in run.units("ingest") if path.startswith(f"{unit.path}-")):
+            for source in unit.params["sources"]:
+                if not source["reject"]:
+                    data.read(source)
+    except (OSError, ValueError, SourceError) as error:
+        return f"put {source['file'] if source else run.config.data} back ({error})"
+    return ""
 
 
 def _rewritten(storage: Storage, path: str) -> bool:

@@ -215,8 +215,11 @@ def _check_data(config: Config, out: str):
 
 
 def started(storage: Storage) -> dict:
-    """How a run was last started; nothing where nobody knows."""
-    return json.loads(storage.read(STARTED)) if storage.exists(STARTED) else {}
+    """How a run was last started; nothing where nobody knows, or where a power cut took the word."""
+    try:
+        return json.loads(storage.read(STARTED))
+    except (FileNotFoundError, ValueError):
+        return {}
 
 
 def reopen(out: str, read_only: bool = False) -> Run:

@@ -31,7 +31,7 @@ def verify(
     shards, samples, findings = verify_all(url, full)
     _show(findings)
     console.print(
-        f"{shards} shards, {samples} samples, {sum(f.error for f in findings)} errors, {sum(not f.error for f in findings)} remarks"
+        f"{shards} shards, {samples} samples, {sum(f.error for f in findings)} errors, {sum(not f.error for f in findings)} remarks", soft_wrap=True
     )
     raise typer.Exit(1 if any(finding.error for finding in findings) else 0)
 
@@ -61,7 +61,8 @@ def repair(
         console.print(f"{'would write' if dry_run else 'wrote'} {name} again", soft_wrap=True, markup=False, highlight=False)
     _show(found.left)
     made_again = len({finding.path for finding in found.again})
-    console.print(f"{len(found.gone)} files deleted, {made_again} things that the same command makes anew, {len(found.left)} that could not be mended")
+    deleted = f"{len(found.gone)} files {'would be ' if dry_run else ''}deleted"
+    console.print(f"{deleted}, {made_again} things that the same command makes anew, {len(found.left)} that could not be mended", soft_wrap=True)
     raise typer.Exit(1 if found.left else 0)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import tarfile
+import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -12,7 +13,11 @@ import pyarrow as pa
 
 from shards import manifest
 from shards.storage import Storage
+from shards.writer import BLOCK, parse_header
 
+PIECE = 1 << 20  # bytes of an image in memory at a time
+_SHA256 = re.compile("[0-9a-f]{64}")
+_TAR = re.compile(r"(\d{5,})-[0-9a-f]{12}\.tar")
 _REMAKE = "delete this sidecar and its tar, then run the same command again"
 
 
@@ -47,16 +52,17 @@ class Findings:
 def verify(storage: Storage, folder: str, full: bool = False) -> Findings:
     """Look over every sidecar directly in `folder` and every tar beside them.
 
-    Always: sizes, counts, names, keys used once, orphans, and on a disk positions. `full` also reads every byte and compares tars and images by sha256.
+    Always: sizes, counts, names, keys used once, orphans, and on a disk positions. `full` also reads every byte, once and from front to back, and compares
+    tars and images by sha256. Of a tar no more than a few pieces is in memory, and nothing of it is unpacked or followed.
     """
     found, tables = [], {}
     for sidecar in manifest.sidecars(storage, folder):
         try:
             table = manifest.read(storage, sidecar)
+            problem = _sidecar_problem(sidecar, table)
         except (ValueError, OSError) as error:
             found.append(Finding(sidecar, f"not readable: {error}", _REMAKE, again=True, drop=(sidecar,)))
             continue
-        problem = _sidecar_problem(sidecar, table)
         if problem:
             found.append(Finding(sidecar, problem, _REMAKE, again=True, drop=(sidecar,)))
             continue
@@ -79,54 +85,83 @@ def _sidecar_problem(sidecar: str, table: pa.Table) -> str:
     number = manifest.shard_number(sidecar)
     if sidecar.rpartition("/")[2] != f"{number:05d}-{about['identity']}.parquet":
         return f"its metadata say identity {about['identity']}, its name says otherwise"
+    if not _SHA256.fullmatch(about["shard_sha256"]):
+        return f"its metadata say sha256 {about['shard_sha256']!r}, which is none"
     if about["shard"] != (name := f"{number:05d}-{about['shard_sha256'][:12]}.tar"):
         return f"it names the tar {about['shard']}, its number and sha256 make that {name}"
-    if strangers := sorted(set(table["shard"].to_pylist()) - {about["shard"]}):
+    if strangers := sorted(map(str, set(table["shard"].to_pylist()) - {about["shard"]})):
         return f"rows point at {', '.join(strangers)}, the sidecar is that of {about['shard']}"
     return ""
 
 
 def _tar_problems(storage: Storage, tar: str, table: pa.Table, full: bool) -> Iterator[str]:
     about = manifest.metadata(table)
-    if not storage.exists(tar):
+    try:
+        size = storage.size(tar)
+    except FileNotFoundError:
         yield f"{tar} is missing"
         return
-    if str(size := storage.size(tar)) != about["shard_bytes"]:
+    if str(size) != about["shard_bytes"]:
         yield f"{tar} has {size} bytes, the sidecar says {about['shard_bytes']}"
         return
-    if not full and not storage.url.startswith("file:"):  # its headers lie all over it: to see them is to fetch it
+    if not full and math.isfinite(storage.room):  # afar, and its headers lie all over it: to see them is to fetch it
         return
+    rows, whole = {row["file"]: row for row in table.select(manifest.SCHEMA.names).to_pylist()}, hashlib.sha256() if full else None
+    keys, last, changed = 0, "", []
     try:
-        with tarfile.open(storage.local(tar), "r:") as opened:
-            found = list(opened)
-    except (tarfile.TarError, ValueError, OverflowError) as error:
+        with storage.stream(tar) as stream:
+            for name, offset, length, sha256 in _members(stream, size, whole):
+                keys, last = keys + (name.partition(".")[0] != last), name.partition(".")[0]
+                if not (row := rows.pop(name, None)):
+                    continue
+                if (row["offset"], row["size"]) != (offset, length):
+                    yield f"{tar}: {name} (offset, size) is {offset, length}, the sidecar says {row['offset'], row['size']}"
+                elif full and sha256 != row["sha256"]:
+                    changed.append(f"{tar}: key {row['key']} at offset {offset} is not the image that was written (sha256)")
+    except ValueError as error:
         yield f"{tar} is not a whole tar: {error}"
         return
-    if strange := [member.name for member in found if not member.isreg() or "/" in member.name]:
-        yield f"{tar} holds {strange[0]!r} (and {len(strange) - 1} more), which is no file of a sample"
-    members = {member.name: (member.offset_data, member.size) for member in found}
-    if (keys := len({name.partition(".")[0] for name in members})) != table.num_rows:
+    if keys != table.num_rows:
         yield f"{tar} holds {keys} samples, the sidecar {table.num_rows}"
-    rows, there = table.select(manifest.SCHEMA.names).to_pylist(), []
-    for row in rows:
-        if members.get(row["file"]) != (row["offset"], row["size"]):
-            where = members.get(row["file"], "nowhere")
-            yield f"{tar}: {row['file']} (offset, size) is {where}, the sidecar says {row['offset'], row['size']}"
+    yield from (f"{tar}: {row['file']} (offset, size) is nowhere, the sidecar says {row['offset'], row['size']}" for row in rows.values())
+    if full and (found := whole.hexdigest()) != about["shard_sha256"]:
+        yield f"{tar}: sha256 is {found}, the sidecar says {about['shard_sha256']}"
+    yield from changed
+
+
+def _members(stream: BinaryIO, size: int, whole) -> Iterator[tuple[str, int, int, str]]:
+    """(name, offset, bytes, sha256) of each member of a tar of `size` bytes, from front to back: a piece in memory, whatever a header declares.
+
+    `whole`: a hash that is given every byte; None: only headers are read, and sha256 is "". ValueError where it is not what writer.write_tar writes.
+    """
+
+    def take(count: int) -> bytes:
+        if len(data := stream.read(count)) != count:
+            raise ValueError("it ends early")
+        if whole:
+            whole.update(data)
+        return data
+
+    at = 0
+    while (block := take(BLOCK)) != bytes(BLOCK):
+        try:
+            name, length = parse_header(block)
+        except ValueError as error:
+            raise ValueError(f"at offset {at}, {error}") from None
+        at, padded = at + BLOCK, length + -length % BLOCK
+        if padded > size - at:
+            raise ValueError(f"{name} at offset {at} declares {length} bytes, {size - at} are left")
+        digest = hashlib.sha256()
+        for start in range(0, length, PIECE) if whole else ():
+            digest.update(take(min(PIECE, length - start)))
+        if whole:
+            take(padded - length)
         else:
-            there.append(row)
-    if full:
-        with storage.local(tar).open("rb") as data:
-            yield from _digest_problems(tar, data, about["shard_sha256"], there)
-
-
-def _digest_problems(tar: str, data: BinaryIO, sha256: str, rows: list[dict]) -> Iterator[str]:
-    """One sample in memory at a time. `rows`: of samples that are where the sidecar says."""
-    if (found := hashlib.file_digest(data, "sha256").hexdigest()) != sha256:
-        yield f"{tar}: sha256 is {found}, the sidecar says {sha256}"
-    for row in rows:
-        data.seek(row["offset"])
-        if hashlib.sha256(data.read(row["size"])).hexdigest() != row["sha256"]:
-            yield f"{tar}: key {row['key']} at offset {row['offset']} is not the image that was written (sha256)"
+            stream.seek(at + padded)
+        yield name, at, length, digest.hexdigest() if whole else ""
+        at += padded
+    if size != at + 2 * BLOCK or take(BLOCK) != bytes(BLOCK):
+        raise ValueError(f"its end at offset {at} is not that of a tar of {size} bytes")
 
 
 def _folder_findings(storage: Storage, folder: str, tables: dict[str, pa.Table]) -> Iterator[Finding]:
@@ -141,11 +176,21 @@ def _folder_findings(storage: Storage, folder: str, tables: dict[str, pa.Table])
             yield Finding(sidecar, what, "nothing while readers choose one; else delete the stale one", error=False)
     beside = [path for path in storage.list(f"{folder}/" if folder else "") if path.rpartition("/")[0] == folder]
     named = {_tar_path(sidecar, table) for sidecar, table in tables.items()}
-    for path in beside:
-        if path.endswith(".tar") and path not in named:
-            yield Finding(path, "orphan: no sidecar names it", "nothing; once no writer is at work it may be deleted", error=False, drop=(path,))
+    yield from (_orphan(path, owner_of_number) for path in beside if path.endswith(".tar") and path not in named)
     for path in (path for path in beside if path.rpartition("/")[2] == "shards.txt"):
-        listed = set(storage.read(path).decode().split())
+        listed = set(storage.read(path).decode(errors="replace").split())
         if listed != {tar.rpartition("/")[2] for tar in named}:
             what = f"its {len(listed)} names are not the {len(named)} tars committed here"
             yield Finding(path, what, "write it again once the folder is complete", error=False)
+
+
+def _orphan(path: str, owner_of_number: dict[int, str]) -> Finding:
+    """A tar that no sidecar names: a killed writer's, a loser's, one whose sidecar is lost, or a stranger's, which is not ours to delete."""
+    number = _TAR.fullmatch(path.rpartition("/")[2])
+    if not number:
+        return Finding(path, "no sidecar names it, nor is its name one of ours: no reader sees it", "nothing, or ingest it (vhs ingest)", error=False)
+    if owner := owner_of_number.get(int(number[1])):
+        to_do = "nothing; once no writer is at work it may be deleted"
+        return Finding(path, f"orphan: no sidecar names it, and {owner} has its number", to_do, error=False, drop=(path,))
+    to_do = "nothing, if a writer was killed: it will write it again; if its sidecar is lost, put that back"
+    return Finding(path, "orphan: no sidecar names it", to_do, error=False, again=True, drop=(path,))

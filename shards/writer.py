@@ -22,6 +22,7 @@ BLOCK = 512
 _MEMBER_LIMIT = 8 << 30  # eleven octal digits
 # POSIX.1-1988 ustar: name mode uid gid size mtime checksum type linkname magic version uname gname devmajor devminor prefix
 _HEADER = struct.Struct("100s8s8s8s12s12s8s1s100s6s2s32s32s8s8s155s12x")
+_NAME, _SIZE = 100, slice(124, 136)  # bytes of a header
 
 
 @dataclass(frozen=True)
@@ -115,3 +116,17 @@ def _header(name: str, size: int) -> bytes:
         return _HEADER.pack(name.encode(), mode, owner, owner, b"%011o" % size, time, checksum, b"0", b"", b"ustar", b"00", *[b""] * 5)
 
     return block(b"%06o\0 " % sum(block(b" " * 8)))
+
+
+def parse_header(block: bytes) -> tuple[str, int]:
+    """Name and size in bytes of the member that this header begins. ValueError unless `write_tar` would have written it: then it is a plain file of a
+    sample, no link, no device, and its name leads nowhere else."""
+    try:
+        name, size = block[:_NAME].rstrip(b"\0").decode(), int(block[_SIZE].rstrip(b"\0"), 8)
+        key, _, extension = name.partition(".")
+        Sample(key, {extension: b""})
+        if size >= 0 and block == _header(name, size):
+            return name, size
+    except ValueError:
+        pass
+    raise ValueError(f"no header of a sample's file: {block[:_NAME].rstrip(bytes(1))!r}")

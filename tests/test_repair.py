@@ -8,6 +8,7 @@ import shutil
 import tarfile
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from conftest import committed, vhs
 from test_resume import assert_same
@@ -136,15 +137,84 @@ def test_what_nobody_can_make_again_is_named_and_kept(run, reference):
     assert "put it back" in printed and "could not be mended" in printed and storage.exists(tar)
 
 
-def test_a_folder_of_shards_loses_its_orphans_and_nothing_else(reference, tmp_path):
+def test_a_folder_of_shards_loses_what_another_shard_replaced_and_nothing_else(reference, tmp_path):
+    """Nobody can tell whether a whole tar without a sidecar is the only place of its images, nor make one again: such stay, a stranger's too."""
     shutil.copytree(reference / "generated" / "split" / "small", tmp_path / "shards")
     storage = open_storage(tmp_path / "shards")
     first, second = (name for name in storage.list() if name.endswith(".parquet"))
-    orphan, cut = (manifest.metadata(manifest.read(storage, name))["shard"] for name in (first, second))
+    alone, cut = (manifest.metadata(manifest.read(storage, name))["shard"] for name in (first, second))
+    storage.put("00001-0123456789ab.tar", storage.read(cut))
+    storage.put("train-000.tar", b"a stranger's")
     storage.delete(first)
     storage.put(cut, storage.read(cut)[:1000])
     found = audit.repair(str(tmp_path / "shards"), full=False)
-    assert found.gone == [orphan] and storage.exists(cut) and [finding.path for finding in found.left] == [second]
+    assert found.gone == ["00001-0123456789ab.tar"] and {finding.path for finding in found.left} == {alone, second}
+    assert all(map(storage.exists, (alone, cut, "train-000.tar")))
+
+
+def test_a_part_of_a_run_is_repaired_by_its_run_alone(run):
+    with pytest.raises(plan.PlanError, match=f"vhs repair {run}$"):
+        audit.repair(str(run / "generated" / "split" / "small"), full=False)
+
+
+def test_a_persons_word_is_never_deleted(run):
+    storage = open_storage(run)
+    name = "labels/corrections/split/00000-0123456789ab.parquet"
+    storage.put(name, manifest.encode(pa.table({"key": ["a"]}), {"facts": "{}"})[:-9])
+    trained = next(name for name in storage.list("classifier/mixed/") if name.count("/") == 3 and name.endswith(".json"))
+    marker = json.loads(storage.read(trained))
+    marker["inputs"]["corrections"] = [[name, "0" * 64]]
+    storage.put(trained, json.dumps(marker).encode())
+    found = audit.repair(str(run), full=True)
+    assert name in {finding.path for finding in found.left} and storage.exists(name) and name not in found.gone
+    storage.put(trained, json.dumps(marker).encode())  # it was another than its readers knew, and went
+    storage.delete(name)
+    assert [finding.path for finding in audit.repair(str(run), full=False).left] == [name]
+
+
+def test_real_images_stay_while_their_films_are_away(real_data, tmp_path):
+    """A shard with one damaged image holds others that are whole."""
+    films, run = tmp_path / "films", tmp_path / "run"
+    (films / "images").mkdir(parents=True)
+    lines = (real_data / "ctr" / "labels.csv").read_text().splitlines()[:13]
+    (films / "labels.csv").write_text("\n".join(lines))
+    for line in lines[1:]:
+        shutil.copy(real_data / "ctr" / line.partition(",")[0], films / "images")
+    vhs("ingest", films, "--view", "human_frontal", "--out", run)
+    storage = open_storage(run)
+    tar = next(name for name in storage.list("real/") if name.endswith(".tar"))
+    byte_flipped(storage, tar, None)
+    (film,) = [source["file"] for source in json.loads(storage.read("real/sources.json")) if not source["reject"]][:1]
+    (films / film).rename(tmp_path / "away")
+    (found,) = [audit.repair(str(run), full=True)]
+    assert found.gone == [] and all(film in finding.to_do for finding in found.left) and storage.exists(tar)
+    (tmp_path / "away").rename(films / film)
+    assert tar in audit.repair(str(run), full=True).gone
+
+
+def test_what_a_kill_leaves_is_no_error_and_goes(run):
+    storage = open_storage(run)
+    marker = next(name for name in storage.list("generator/") if name.count("/") == 1)
+    identity = marker.removesuffix(".json").rpartition("-")[2]
+    product, shard = "classifier/mixed/split/seed-0/0123456789ab/model.safetensors", "generated/split/small/00000-0123456789ab.tar"
+    left = [f"checkpoints/{identity}/00000004.pt", product, shard]
+    for name in left:
+        storage.put(name, b"half")
+    findings = audit.verify_all(str(run), full=True)[2]
+    assert len(findings) == 3 and not any(finding.error for finding in findings)
+    assert sorted(audit.repair(str(run), full=False).gone) == sorted(left) and audit.verify_all(str(run), full=True)[2] == []
+
+
+def test_a_power_cut_that_emptied_files_costs_no_more_than_their_units(run):
+    """Found without reading every byte. The word on how the run was started is bookkeeping: the same command writes it again."""
+    storage = open_storage(run)
+    model = next(name for name in storage.list("classifier/") if name.endswith("model.safetensors"))
+    settings = next(name for name in storage.list("labeller/") if name.endswith("config.json"))
+    for name in (model, settings, "state/execution.json"):
+        storage.put(name, b"")
+    found = audit.repair(str(run), full=False)
+    assert {model, settings} < set(found.gone) and sum(name.endswith(".json") for name in found.gone) == 3 and found.left == []
+    assert plan.started(storage) == {}
 
 
 def test_nothing_is_repaired_under_those_at_work(run):
