@@ -194,9 +194,10 @@ class Claim:
         if before and not before[-1].how and not cls._overtakable(storage, before[-1], stale_s):
             return None
         claim = cls(storage, identity, len(before), heartbeat_s, before=tuple(before))
-        won = storage.commit(_name(identity, claim.attempt), claim._word(), durable=False)
+        if not storage.commit(_name(identity, claim.attempt), claim._word(), durable=False):
+            return None
         crash.window("claim")
-        return claim if won else None
+        return claim
 
     @staticmethod
     def _overtakable(storage: Storage, other: Attempt, stale_s: float) -> bool:

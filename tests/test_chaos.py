@@ -111,22 +111,22 @@ def test_the_command_counts_what_it_did(tmp_path):
 
 
 @pytest.mark.slow
-def test_five_hundred_faults_on_disk_and_in_an_object_store(server, quiet, tmp_path, figure):
-    """At least 20 seeds, every window at least five times in each place."""
-    for place, seeds in (("disk", 12), ("s3", 8)):
-        schedules, schedule, outcomes = storm.schedules(100), None, []
-        while len(outcomes) < seeds or min(schedule.met[window] for window in WINDOWS) < 5:
-            schedule = next(schedules)
-            name = f"chaos-{os.getpid()}-{len(outcomes)}"
-            out = str(tmp_path / name) if place == "disk" else f"s3://{name}/run"
-            if place == "s3":
-                open_storage(f"s3://{name}").put("other", b"")
-            outcomes.append(storm.storm(out, schedule, 40, quiet, meanwhile=server.restart if place == "s3" else lambda: None))
-        fired, by_window = said(outcomes, figure)
-        assert sum(fired.values()) >= 250 and min(by_window.values()) >= 5, place
+@pytest.mark.parametrize(("place", "seed", "seeds"), [("disk", 100, 12), ("s3", 200, 8)])
+def test_five_hundred_faults_in_two_places(place, seed, seeds, server, quiet, tmp_path, figure):
+    """Half of them in each, of at least 20 seeds; every window, and every trouble of an object store, at least five times."""
+    schedules, schedule, outcomes = storm.schedules(seed), None, []
+    while len(outcomes) < seeds or min(schedule.met[window] for window in WINDOWS) < 5:
+        schedule = next(schedules)
+        name = f"chaos-{os.getpid()}-{len(outcomes)}"
+        out = str(tmp_path / name) if place == "disk" else f"s3://{name}/run"
         if place == "s3":
-            troubles = Counter({trouble: sum(n for (_, harm), n in fired.items() if harm == trouble) for trouble in TROUBLES})
-            assert min(troubles.values()) >= 5, troubles
+            open_storage(f"s3://{name}").put("other", b"")
+        outcomes.append(storm.storm(out, schedule, 40, quiet, meanwhile=server.restart if place == "s3" else lambda: None))
+    fired, by_window = said(outcomes, figure)
+    assert sum(fired.values()) >= 250 and min(by_window.values()) >= 5
+    if place == "s3":
+        troubles = Counter({trouble: sum(n for (_, harm), n in fired.items() if harm == trouble) for trouble in TROUBLES})
+        assert min(troubles.values()) >= 5, troubles
 
 
 @pytest.mark.slow
