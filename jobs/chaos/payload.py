@@ -75,8 +75,10 @@ def _work(stage, config, inputs, output) -> Files | Shard | Table:
     if stage.KIND == "json":
         _steps(config, output, seed)
         return _files(stage, output.folder, seed)
+    if stage.NAME == "label":
+        return Table(_columns(seed, inputs.samples("shard")["key"].tolist()), FACTS)
     count = len(inputs.params["sources"]) if stage.NAME == "ingest" else config.generation.unit_images if stage.NAME == "generate" else ROWS
-    return _shard(seed, count) if stage.NAME in ("ingest", "priors", "generate") else Table(_columns(seed, count), FACTS)
+    return _shard(seed, count) if stage.NAME in ("ingest", "priors", "generate") else Table(_columns(seed, _keys(seed, count)), FACTS)
 
 
 def _steps(config, output, seed: str):
@@ -107,13 +109,13 @@ def _shard(seed: str, count: int) -> Shard:
 
     noise = np.random.Generator(np.random.Philox(int(seed[:16], 16)))
     samples = (Sample(key, {"png": encode_png(noise.integers(0, 256, (16, 16), np.uint8))}) for key in _keys(seed, count))
-    return Shard(samples, _columns(seed, count).drop_columns("key"), {**FACTS, "images": count})
+    return Shard(samples, _columns(seed, _keys(seed, count)).drop_columns("key"), {**FACTS, "images": count})
 
 
-def _columns(seed: str, count: int):
+def _columns(seed: str, keys: list[str]):
     import pyarrow as pa
 
-    return pa.table({"key": _keys(seed, count), "number": pa.array(range(count), pa.int64())})
+    return pa.table({"key": keys, "number": pa.array(range(len(keys)), pa.int64()), "made_of": [seed[:16]] * len(keys)})
 
 
 def _keys(seed: str, count: int) -> list[str]:
