@@ -1,10 +1,10 @@
 """Samples of a manifest -> the layouts that other programs read: WebDataset tars, class folders, Hugging Face's Parquet.
 
 What is written where is decided before anything is, by the table alone, so that a second start makes what is missing of the same files. An export is
-whole when its last file is there: `shards.txt`, `metadata.jsonl` of each split, or the one with the highest number.
+whole when its last file is there: `shards.txt`, `metadata.parquet` of each split, or the one with the highest number.
 
     webdataset    SPLIT-00000.tar … shards.txt         png and json of each sample; read by webdataset, and by `vhs ingest`
-    imagefolder   SPLIT/CLASS/KEY.png                  SPLIT/metadata.jsonl beside; read by torchvision's ImageFolder and datasets' imagefolder
+    imagefolder   SPLIT/CLASS/KEY.png                  SPLIT/metadata.parquet beside; read by torchvision's ImageFolder and datasets' imagefolder
     parquet       data/SPLIT-00000-of-00003.parquet    image {bytes, path} and a ClassLabel; read by datasets.load_dataset
 """
 
@@ -29,8 +29,8 @@ from shards.storage import Storage
 from shards.writer import write_tar
 
 ABOUT = "export.json"  # what was begun in a folder; written first
-PIECE_IMAGES, PIECE_BYTES = 10_000, 1 << 28  # of a tar or Parquet file, at most: an object store takes it in one request
-GROUP = 100  # images of a Parquet row group: what is in memory
+PIECE = 10_000, 1 << 28  # images, bytes of a tar or Parquet file, at most: an object store takes it in one request
+GROUP = 100, 1 << 25  # of a Parquet row group: what is in memory
 AHEAD = 16  # images read, or written, at once
 
 
@@ -104,11 +104,11 @@ def _by_split(data: Dataset) -> dict[str, list[int]]:
     return dict(sorted(rows.items()))
 
 
-def _pieces(data: Dataset, rows: list[int]) -> list[list[int]]:
-    """`rows` in the parts that a file each holds."""
+def _pieces(data: Dataset, rows: list[int], most: tuple[int, int]) -> list[list[int]]:
+    """`rows` cut where there would be more than `most` images, or bytes."""
     pieces, held = [[]], 0
     for row, size in zip(rows, data.reader.sizes[rows].tolist(), strict=True):
-        if pieces[-1] and (len(pieces[-1]) == PIECE_IMAGES or held + size > PIECE_BYTES):
+        if pieces[-1] and (len(pieces[-1]) == most[0] or held + size > most[1]):
             pieces.append([])
             held = 0
         pieces[-1].append(row)
@@ -117,7 +117,7 @@ def _pieces(data: Dataset, rows: list[int]) -> list[list[int]]:
 
 
 def _webdataset(data: Dataset, out: Storage, there: set[str], aside: Path) -> int:
-    files = {f"{split}-{n:05d}.tar": piece for split, rows in _by_split(data).items() for n, piece in enumerate(_pieces(data, rows))}
+    files = {f"{split}-{n:05d}.tar": piece for split, rows in _by_split(data).items() for n, piece in enumerate(_pieces(data, rows, PIECE))}
     missing = [name for name in files if name not in there]
     for name in missing:
         samples = (Sample(data.reader.keys[row], {"png": image, "json": encode_json(data.said(row))}) for row, image in data.images(files[name]))
@@ -135,23 +135,24 @@ def _imagefolder(data: Dataset, out: Storage, there: set[str], aside: Path) -> i
         missing = [row for row in rows if f"{split}/{names[row]}" not in there]
         for _ in _ahead(lambda row: out.commit(f"{split}/{names[row]}", data.reader.read(row, check=True), durable=False), missing):  # noqa: B023
             written += 1
-        with open(aside / "lines", "wb") as lines:
-            lines.writelines(encode_json({"file_name": names[row], **data.said(row)}) + b"\n" for row in rows)
-        written += out.commit(f"{split}/metadata.jsonl", aside / "lines")
+        table = data.about.take(rows)  # Parquet, for datasets guesses JSON's types anew in each split
+        keys, files = [data.reader.keys[row] for row in rows], [names[row] for row in rows]
+        pq.write_table(table.add_column(0, "key", [keys]).add_column(0, "file_name", [files]), aside / "metadata")
+        written += out.commit(f"{split}/metadata.parquet", aside / "metadata")
     return written
 
 
 def _parquet(data: Dataset, out: Storage, there: set[str], aside: Path) -> int:
     schema, written = _schema(data), 0
     for split, rows in _by_split(data).items():
-        pieces = _pieces(data, rows)
+        pieces = _pieces(data, rows, PIECE)
         for n, piece in enumerate(pieces):
             name = f"data/{split}-{n:05d}-of-{len(pieces):05d}.parquet"
             if name in there:
                 continue
             with pq.ParquetWriter(aside / "piece", schema, compression="none", version="2.6", write_page_checksum=True) as file:  # PNG is compressed
-                for start in range(0, len(piece), GROUP):
-                    file.write_table(_rows(data, piece[start : start + GROUP], schema))
+                for group in _pieces(data, piece, GROUP):
+                    file.write_table(_rows(data, group, schema))
             written += out.commit(name, aside / "piece")
     return written
 
