@@ -15,7 +15,7 @@ from shards.storage import Storage
 ORDER_COLUMNS = ["key", "path", "offset", "size", "sha256"]
 
 
-def _open(storage: Storage, rows: pd.DataFrame) -> reader.ShardReader:
+def open_rows(storage: Storage, rows: pd.DataFrame) -> reader.ShardReader:
     return reader.ShardReader(storage, pa.Table.from_pandas(rows[ORDER_COLUMNS], preserve_index=False))
 
 
@@ -23,7 +23,7 @@ def load_images(storage: Storage, rows: pd.DataFrame) -> np.ndarray:
     """The images of `rows`, uint8 [N, S, S], each checked against its sha256."""
     from vhs.radiograph import decode_png
 
-    shards = _open(storage, rows)
+    shards = open_rows(storage, rows)
     return np.stack([decode_png(shards.read(i, check=True)) for i in range(len(shards))])
 
 
@@ -50,7 +50,7 @@ class Epochs:
     def __init__(self, storage: Storage, rows: pd.DataFrame, batch: int, order: Callable[[int], np.ndarray], points_at: int | None = None):
         import torch
 
-        self._shards, self._batch, self._order, self._keys = _open(storage, rows), batch, order, rows.key.to_numpy()
+        self._shards, self._batch, self._order, self._keys = open_rows(storage, rows), batch, order, rows.key.to_numpy()
         self._tensors = {"label": torch.tensor(rows.label.to_numpy(np.int64))} if "label" in rows else {}
         if points_at:
             self._tensors["points"] = torch.from_numpy(network_points(rows, points_at))

@@ -67,6 +67,30 @@ def repair(
 
 
 @app.command()
+def export(
+    run: RunArgument,
+    out: Annotated[str, typer.Option(help="A new folder, or s3://bucket/prefix; the same command again goes on where it stopped.")],
+    format: Annotated[str, typer.Option(help="webdataset; imagefolder (torchvision, Hugging Face); parquet (Hugging Face datasets).")] = "webdataset",
+    what: Annotated[str, typer.Option(help="real; accepted: and the generated images that mixed trains on; all: and the rejected ones.")] = "accepted",
+    scope: Annotated[str, typer.Option(help="Whose training, validation and held-out images they are: split, fold-0 …")] = "split",
+):
+    """Write a run's images, with their split and all that is known of them, in a layout that other programs read.
+
+    Example: vhs export runs/mine --format parquet --out my/dataset
+    """
+    from jobs.config import ConfigError
+    from jobs.export import WHAT, export_run
+    from shards.export import LAYOUTS
+
+    for name, value, legal in (("format", format, LAYOUTS), ("what", what, WHAT)):
+        if value not in legal:
+            raise ConfigError(f"--{name} {value}: legal are {', '.join(legal)}")
+    counts, written = export_run(run, format, out, what, scope)
+    images = ", ".join(f"{counts[split]} {split}" for split in ("train", "valid", "test") if split in counts)
+    console.print(f"{out}: {images} images, {written} files written now", soft_wrap=True, markup=False, highlight=False)
+
+
+@app.command()
 def regenerate(run: RunArgument, key: Annotated[str, typer.Argument(help="Key of a generated image (16 hex digits; see the sidecars).")]):
     """Draw one generated image again, its whole batch with it, and compare with what is stored.
 

@@ -100,6 +100,11 @@ class ShardReader:
         return len(self.keys)
 
     @property
+    def sizes(self) -> np.ndarray:
+        """Bytes of each image, int64 [N]."""
+        return self._size
+
+    @property
     def afar(self) -> bool:
         """Whether a network is between the shards and this machine."""
         return math.isfinite(self.storage.room)

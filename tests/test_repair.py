@@ -179,7 +179,7 @@ def test_real_images_stay_while_their_films_are_away(real_data, tmp_path):
     lines = (real_data / "ctr" / "labels.csv").read_text().splitlines()[:13]
     (films / "labels.csv").write_text("\n".join(lines))
     for line in lines[1:]:
-        shutil.copy(real_data / "ctr" / line.partition(",")[0], films / "images")
+        shutil.copy(real_data / "ctr" / "images" / line.partition(",")[0], films / "images")
     vhs("ingest", films, "--view", "human_frontal", "--out", run)
     storage = open_storage(run)
     tar = next(name for name in storage.list("real/") if name.endswith(".tar"))

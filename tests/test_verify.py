@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+import tarfile
+import tracemalloc
+
 import pyarrow as pa
 import pytest
 
@@ -14,9 +18,10 @@ from shards.writer import commit_shard
 WORDS = ["ant" * 100, "bee" * 200, "cat" * 300]
 
 
-@pytest.fixture
-def storage(tmp_path) -> Storage:
-    storage = open_storage(tmp_path / "run")
+@pytest.fixture(params=["disk", "s3"])
+def storage(request, tmp_path) -> Storage:
+    """Two shards on a disk, or on a real S3 server."""
+    storage = open_storage(tmp_path / "run" if request.param == "disk" else request.getfixturevalue("bucket"))
     for number in range(2):
         shard(storage, number, [f"{word}{number}" for word in WORDS])
     manifest.write_shards_txt(storage, "g")
@@ -25,7 +30,7 @@ def storage(tmp_path) -> Storage:
 
 def shard(storage: Storage, number: int, words: list[str], identity: str = "id") -> str:
     samples = [Sample(sample_key(word.encode()), {"png": word.encode(), "txt": b"x"}) for word in words]
-    commit_shard(storage, "g", number, identity, samples, pa.table({"word": words}), {}, storage.root.parent / "scratch")
+    commit_shard(storage, "g", number, identity, samples, pa.table({"word": words}), {}, storage.work)
     return manifest.sidecar_path("g", number, identity)
 
 
@@ -69,7 +74,7 @@ def test_torn_and_missing_tars(storage, full):
 def test_a_tar_of_the_right_size_that_is_none(storage):
     tar = first_tar(storage)
     storage.put(tar, b"?" * storage.size(tar))
-    (finding,) = verify(storage, "g").found
+    (finding,) = verify(storage, "g", full=True).found
     assert "not a whole tar" in finding.what and finding.error
 
 
@@ -77,11 +82,12 @@ def test_rows_that_disagree_with_the_tar(storage):
     path = "g/00000-id.parquet"
     table = manifest.read(storage, path)
     rewrite(storage, path, table.slice(0, 2))
-    assert ["holds 3 samples, the sidecar 2" in finding.what for finding in verify(storage, "g").found] == [True]
+    assert ["holds 3 samples, the sidecar 2" in finding.what for finding in verify(storage, "g", full=True).found] == [True]
     moved = table.set_column(table.schema.get_field_index("offset"), "offset", pa.array([512, 0, 2048]))
     rewrite(storage, path, moved)
-    assert all("(offset, size) is" in finding.what and finding.error for finding in verify(storage, "g").found)
-    assert not verify(storage, "g", full=True).ok
+    found = verify(storage, "g", full=True).found
+    assert len(found) == 2 and all("(offset, size) is" in finding.what and finding.error for finding in found)
+    assert storage.url.startswith("s3:") or verify(storage, "g").found == found, "on a disk positions are looked at always"
 
 
 def test_sidecars_that_disagree_with_themselves(storage):
@@ -94,6 +100,8 @@ def test_sidecars_that_disagree_with_themselves(storage):
         rewrite(storage, path, **{name: value})
         assert any(words in finding.what and finding.path == path for finding in verify(storage, "g").found if finding.error)
         storage.put(path, good)
+    rewrite(storage, path, shard_sha256="../../../../", shard="00000-../../../../.tar")
+    assert "which is none" in verify(storage, "g").found[0].what
     rewrite(storage, path, manifest.read(storage, path).drop_columns(["sha256"]))
     assert "it lacks sha256" in verify(storage, "g").found[0].what
     storage.put(path, good[: len(good) // 2])
@@ -111,7 +119,65 @@ def test_a_key_in_two_shards_is_an_error_and_a_second_identity_a_note(storage):
 
 
 def test_orphans_and_an_old_shards_txt_are_reported_but_harmless(storage):
-    storage.put("g/00009-0123456789ab.tar", b"half")
-    shard(storage, 2, ["more"])
+    """Of three tars without a sidecar only that whose number another one has is known to be of no use."""
+    for name in ("g/00009-0123456789ab.tar", "g/00001-0123456789ab.tar", "g/train-0.tar"):
+        storage.put(name, b"half")
+    storage.put("g/shards.txt", b"\xff\xfe")
     findings = verify(storage, "g", full=True)
-    assert findings.ok and {finding.path for finding in findings.found} == {"g/00009-0123456789ab.tar", "g/shards.txt"}
+    assert findings.ok and {finding.path: (finding.again, finding.drop) for finding in findings.found} == {
+        "g/00009-0123456789ab.tar": (True, ("g/00009-0123456789ab.tar",)), "g/00001-0123456789ab.tar": (False, ("g/00001-0123456789ab.tar",)),
+        "g/train-0.tar": (False, ()), "g/shards.txt": (False, ()),
+    }  # fmt: skip
+
+
+def member(name: str = "a.png", kind: bytes = tarfile.REGTYPE, size: int = 0, form: int = tarfile.USTAR_FORMAT) -> bytes:
+    about = tarfile.TarInfo(name)
+    about.type, about.size, about.linkname = kind, size, "/etc/passwd" if kind in (tarfile.SYMTYPE, tarfile.LNKTYPE) else ""
+    return about.tobuf(form)
+
+
+HOSTILE = {
+    "a link": member(kind=tarfile.SYMTYPE),
+    "a hard link": member(kind=tarfile.LNKTYPE),
+    "a device": member(kind=tarfile.CHRTYPE),
+    "an absolute name": member("/tmp/a.png"),
+    "a name that leads out": member("../../a.png"),
+    "a folder": member("a", kind=tarfile.DIRTYPE),
+    "more than there is": member(size=7 << 30),
+    "exabytes": member(size=1 << 62, form=tarfile.GNU_FORMAT),
+    "a long name of gigabytes": member(kind=tarfile.GNUTYPE_LONGNAME, size=4 << 30),
+    "attributes of gigabytes": member(kind=tarfile.XHDTYPE, size=4 << 30),
+    "a compressed tar": gzip.compress(bytes(20_000)),
+    "no end": member(),
+    "something behind its end": bytes(1024) + b"#!/bin/sh" + bytes(503),
+}
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_hostile_tar_is_a_finding_and_is_not_believed(what, full, tmp_path):
+    storage = open_storage(tmp_path / "run")
+    path = shard(storage, 0, WORDS)
+    tar = first_tar(storage)
+    storage.put(tar, HOSTILE[what])
+    rewrite(storage, path, shard_bytes=str(len(HOSTILE[what])))
+    tracemalloc.start()
+    (finding,) = verify(storage, "g", full).found
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert finding.error and f"{tar} is not a whole tar" in finding.what and peak < 50 << 20
+
+
+@pytest.mark.parametrize("place", ["disk", "s3"])
+def test_memory_does_not_hang_on_the_size_of_a_shard(place, request, tmp_path, figure):
+    storage = open_storage(tmp_path / "run" if place == "disk" else request.getfixturevalue("bucket"))
+    size = 160 << 20
+    samples = [Sample(f"k{n}", {"png": bytes(size // 2)}) for n in range(2)]
+    commit_shard(storage, "g", 0, "id", samples, pa.table({"word": ["a", "b"]}), {}, storage.work)
+    del samples
+    tracemalloc.start()
+    assert verify(storage, "g", full=True).found == ()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < size // 2
+    figure(f"{place}: {peak / 1e6:.0f} MB at most in memory for a shard of {size / 1e6:.0f} MB, every byte read")

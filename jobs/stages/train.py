@@ -41,8 +41,9 @@ def units(run) -> list[Unit]:
     ]
 
 
-def _unit(run, arm: str, scope: str, seed: int) -> Unit:
-    from jobs import labels, models
+def made_of(run, arm: str, scope: str) -> dict[str, list[str]]:
+    """The inputs of an arm's units, by role."""
+    from jobs import labels
 
     inputs = {"real": run.committed("ingest"), "splits": run.committed("split")}
     if arm != "real":  # real-matched looks at how many images mixed trains on, not at the images
@@ -54,10 +55,16 @@ def _unit(run, arm: str, scope: str, seed: int) -> Unit:
         }
         if said := labels.tables(run, scope):
             inputs["corrections"] = said
+    return inputs
+
+
+def _unit(run, arm: str, scope: str, seed: int) -> Unit:
+    from jobs import models
+
     return run.unit(
         NAME,
         f"{FOLDER}/{arm}/{scope}/seed-{seed}",
-        inputs,
+        made_of(run, arm, scope),
         params={"arm": arm, "scope": scope, "seed": seed, **models.classifier(run.config)},
         ranks=run.config.classifier.ranks,
         apart=bool(run.config.classifier.sharding),
@@ -158,7 +165,7 @@ def _draw(config, inputs, scope: ScopeRows) -> Draw:
     if arm == "real":
         return Draw(real, batches.shuffled(len(real), seed), len(real), 0, None)
     prior = _prior(config, real)
-    drawn = _mixable(_guarded(config, inputs, scope.held_out_patients), prior)[columns]
+    drawn = _mixable(accepted(config, inputs, scope.held_out_patients), prior)[columns]
     if arm == "real-matched" or not len(drawn):
         return Draw(real, _together(real, real, 0, len(drawn), prior, seed), len(real), 0, prior)
     rows = pd.concat([real, drawn], ignore_index=True)
@@ -215,8 +222,8 @@ def _prior(config, real: pd.DataFrame) -> list[float]:
     return (np.bincount(real.label, minlength=len(CLASSES)) / len(real)).tolist()
 
 
-def _guarded(config, inputs, held_out_patients: frozenset[str]) -> pd.DataFrame:
-    """The accepted generated images of the scope, past the leak guard."""
+def accepted(config, inputs, held_out_patients: frozenset[str]) -> pd.DataFrame:
+    """The accepted generated images of the scope that `inputs` are of, past the leak guard: what the arm mixed adds to the real ones."""
     from jobs import labels, lineage, rounds
 
     drawn = rounds.accepted(inputs.samples("generated"), labels.of(inputs), config.generation.quota)
