@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 
 import pandas as pd
@@ -33,26 +34,36 @@ def quota_of_a_class(run, scope: str) -> int:
 
 
 def units(run, scope: str) -> list[Unit]:
-    """The units of every round of `scope` that can be listed now, in order. What was listed stays, whatever a person said since."""
-    from jobs.stages import label
-
-    settings, counted = run.config.generation, strata(run, scope)
-    contents = [json.loads(run.storage.read(path)) for path in run.under(f"rounds/{scope}/")]
-    rounds = [_named(run, scope, counted, content) for content in contents]
+    """The units of every round of `scope` that can be listed now, in order. What was listed stays, whatever a person said since; a list that was lost
+    between others is made again."""
+    settings, counted, contents, rounds = run.config.generation, strata(run, scope), [], []
+    frozen = set(run.under(f"rounds/{scope}/"))
     while len(rounds) < settings.max_rounds:
-        listed = [unit for of_round in rounds for unit in of_round]
-        labels = [label.unit(run, unit) for unit in listed if run.done(unit)]
-        if len(labels) < len(listed) or not all(map(run.done, labels)):
-            break  # the last round is still at work
-        accepted, last = _accepted(run, scope, counted, contents, labels), labels[-len(rounds[-1]) :] if rounds else []
-        short = [name for name in counted if accepted[name] < settings.quota]
-        if not short or _waiting(run, last):
-            break
-        drawn = Counter(name for content in contents for name, numbers in content["units"].items() for _ in numbers)
         path = f"rounds/{scope}/{len(rounds):03d}.json"
-        contents.append(run.freeze(path, partial(_listing, short, drawn, accepted, settings.round_units), window="round-before-commit"))
+        if path in frozen:
+            contents.append(json.loads(run.storage.read(path)))
+        elif (content := _next(run, scope, counted, contents, rounds)) is None:
+            break
+        else:
+            contents.append(run.freeze(path, content, window="round-before-commit"))
         rounds.append(_named(run, scope, counted, contents[-1]))
     return [unit for of_round in rounds for unit in of_round]
+
+
+def _next(run, scope: str, counted: dict, contents: list[dict], rounds: list[list[Unit]]) -> Callable[[], dict] | None:
+    """What lists the round after `rounds`; None while the last one is at work, or once no further round is called for."""
+    from jobs.stages import label
+
+    listed = [unit for of_round in rounds for unit in of_round]
+    labels = [label.unit(run, unit) for unit in listed if run.done(unit)]
+    if len(labels) < len(listed) or not all(map(run.done, labels)):
+        return None
+    accepted, last = _accepted(run, scope, counted, contents, labels), labels[-len(rounds[-1]) :] if rounds else []
+    short = [name for name in counted if accepted[name] < run.config.generation.quota]
+    if not short or _waiting(run, last):
+        return None
+    drawn = Counter(name for content in contents for name, numbers in content["units"].items() for _ in numbers)
+    return partial(_listing, short, drawn, accepted, run.config.generation.round_units)
 
 
 def _named(run, scope: str, counted: dict[str, tuple[str, str | None]], content: dict) -> list[Unit]:

@@ -46,7 +46,7 @@ class Server:
         options = {
             "dir": folder, "ip": "127.0.0.1", "ip.bind": "127.0.0.1", "master.telemetry": "false", "master.port": port + 1, "volume.port": port + 2,
             "filer.port": port + 3, "s3.port": port, "s3.config": f"{folder}/s3.json", "s3.port.iceberg": 0, "s3.port.lance": 0,
-            "master.volumeSizeLimitMB": 256, "volume.max": 0, "volume.preStopSeconds": 0,
+            "master.volumeSizeLimitMB": 64, "volume.max": 0, "volume.preStopSeconds": 0,
         }  # fmt: skip
         self._command = [str(WEED), "server", "-filer", "-s3", *(f"-{name}={value}" for name, value in options.items())]
         self._log = Path(folder) / "log"
@@ -110,7 +110,7 @@ def _wait(process: subprocess.Popen, url: str):
 
 @pytest.fixture
 def bucket(s3) -> str:
-    """The address of a place on the server that nobody else uses."""
-    name = f"s3://test-{uuid4().hex[:12]}"
+    """The address of a place on the server that nobody else uses. It shares its bucket: each takes volumes of this server's own, and they run out."""
+    name = f"s3://tests/{uuid4().hex[:12]}"
     open_storage(name).put("other", b"")  # this server makes a bucket for whoever writes
     return f"{name}/some/run"

@@ -118,9 +118,9 @@ def test_five_hundred_faults_in_two_places(place, seed, seeds, server, quiet, tm
     while len(outcomes) < seeds or min(schedule.met[window] for window in WINDOWS) < 5:
         schedule = next(schedules)
         name = f"chaos-{os.getpid()}-{len(outcomes)}"
-        out = str(tmp_path / name) if place == "disk" else f"s3://{name}/run"
+        out = str(tmp_path / name) if place == "disk" else f"s3://chaos/{name}/run"
         if place == "s3":
-            open_storage(f"s3://{name}").put("other", b"")
+            open_storage(f"s3://chaos/{name}").put("other", b"")
         outcomes.append(storm.storm(out, schedule, 40, quiet, meanwhile=server.restart if place == "s3" else lambda: None))
     fired, by_window = said(outcomes, figure)
     assert sum(fired.values()) >= 250 and min(by_window.values()) >= 5
