@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from jobs.generators import KNOWING, made_by
 from jobs.unit import Unit
 from shards import manifest
 from vhs.measure import CLASSES, View
@@ -71,9 +72,9 @@ def _read(run, paths: list[str]) -> pd.DataFrame:
 
 
 def table(run) -> pd.DataFrame:
-    """Every generated image labelled so far, with its label as corrected."""
+    """Every generated image labelled so far, with its label as corrected; of controls only those whose class is not known."""
     named, parts = dict(run.named()), []
-    for unit in (unit for unit in named.get("label", []) if run.done(unit)):
+    for unit in (unit for unit in named.get("label", []) if run.done(unit) and made_by(unit.params) not in KNOWING):
         shard = unit.inputs["shard"][0][0]
         parts.append(manifest.load(run.storage, paths=[shard]).to_pandas().merge(_read(run, [unit.marker]), on="key", validate="one_to_one"))
     if not parts:
