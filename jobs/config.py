@@ -108,7 +108,7 @@ class Config(Section):
         credentials.refuse_in(self.data)
         with_more = [arm for arm in self.arms if arm == "mixed" or arm in CONTROLS]
         if bool(with_more) != ("real-matched" in self.arms):
-            raise ValueError(f"arms mixed, {', '.join(CONTROLS)} are compared with real-matched: name it with any of them, and not alone")
+            raise ValueError(f"real-matched is what mixed, {', '.join(CONTROLS)} are compared with: name it with any of them, not alone")
         if "oracle" in self.arms and self.data != PHANTOMS:
             raise ValueError("the arm oracle trains on fresh images of the kind of the real ones, and only phantoms can be drawn: leave it out, or data=phantoms")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):

@@ -18,6 +18,7 @@ from jobs.config import Config, ConfigError
 from jobs.data import is_here
 from jobs.makespan import Block
 from jobs.plan import Run
+from vhs.arms import UNTRAINED
 from vhs.measure import CLASSES
 from vhs.settings import Classifier, DreamBooth
 
@@ -191,14 +192,14 @@ def _rows(config: Config, sizes: Sizes, machine: rates.Machine, accepted: float,
     labelled_units, drawn_units = labelled // generation.unit_images, drawn // generation.unit_images
     schooled = scopes * (generators.DREAMBOOTH in makers)
     priors = config.priors.images if schooled else 0
-    trained = [arm for arm in config.arms if arm != "measure"]
+    trained, untrained = [arm for arm in config.arms if arm not in UNTRAINED], [arm for arm in config.arms if arm in UNTRAINED]
     seconds_of = _Clock(config, machine, diffusion)
 
     epoch_images = [share + (0 if arm == "real" else mixed) for share in shares for arm in trained for _ in config.seeds]  # as train lists its units
     steps_each = [config.classifier.epochs * math.ceil(n / config.classifier.batch) for n in epoch_images]
     steps, models_trained, trained_images = sum(steps_each), len(steps_each), sum(epoch_images) // len(config.seeds)
-    judged = sum(held) * (len(trained) * len(config.seeds) + ("measure" in config.arms))
-    evaluations = models_trained + scopes * ("measure" in config.arms)
+    judged = sum(held) * (len(trained) * len(config.seeds) + len(untrained))
+    evaluations = models_trained + scopes * len(untrained)
     weights_gb = None if diffusion is None else (diffusion.unet.parameters_m + diffusion.rest_m) * 2e-3
     network = rates.CLASSIFIERS.get(config.classifier.model.partition(".")[0])
     classifier_gb = None if network is None else models_trained * network.parameters_m * 4e-3

@@ -9,8 +9,10 @@ ARMS = {  # in the order every table and figure shows them
     "base": "control: as mixed, with images of the base model before DreamBooth",
     "oracle": "control: as mixed, with fresh images of the real ones' kind",
     "measure": "no classifier: the labeller's index cut at the class edges",
+    "source": "no image looked at: the class that most training images of its source have",
 }
 PRIMARY = ("mixed", "real-matched")
+UNTRAINED = ("measure", "source")
 DIFFERENCES = {  # arm minus arm, and what the difference is worth; the first is the verdict's
     PRIMARY: "what generation brought",
     ("mixed", "base"): "what DreamBooth brought",

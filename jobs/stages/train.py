@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from jobs.unit import Files, Unit
+from vhs.arms import UNTRAINED
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,7 +38,7 @@ def units(run) -> list[Unit]:
         _unit(run, arm, scope, seed)
         for scope in run.scopes
         for arm in run.config.arms
-        if arm != "measure"
+        if arm not in UNTRAINED
         for seed in run.config.seeds
     ]
 
