@@ -110,7 +110,7 @@ class Config(Section):
         if bool(with_more) != ("real-matched" in self.arms):
             raise ValueError(f"real-matched is what mixed, {', '.join(CONTROLS)} are compared with: name it with any of them, not alone")
         if "oracle" in self.arms and self.data != PHANTOMS:
-            raise ValueError("the arm oracle trains on fresh images of the kind of the real ones, and only phantoms can be drawn: leave it out, or data=phantoms")
+            raise ValueError("the arm oracle trains on fresh images of the real ones' kind, and only phantoms can be drawn: leave it out, or data=phantoms")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds must be distinct and at least one, got {self.seeds}")
         if self.split.folds == 1:

@@ -5,6 +5,8 @@ Images, measurements and curves that the page shows are those of the scope `spli
 
 from __future__ import annotations
 
+import json
+
 from jobs.unit import Files, Unit
 
 NAME, FOLDER, KIND, TORCH = "report", "report", "json", True
@@ -32,6 +34,8 @@ def units(run) -> list[Unit]:
     }
     if said := labels.tables(run, "split"):
         inputs["corrections"] = said
+        now = set(inputs["predictions"])  # what mixed answered before a person spoke stays beside what it answers since
+        inputs["earlier"] = [name for name in run.under("predictions/mixed/split/") if name not in now]
     params = {"scope": "split", "analysis": run.analysis}
     if run.config.report.inception:
         params["inception"] = models.fingerprint(run.config.report.inception)
@@ -39,8 +43,6 @@ def units(run) -> list[Unit]:
 
 
 def work(config, inputs, output) -> Files:
-    import json
-
     from jobs import lineage
     from shards import crash
     from vhs import metrics
@@ -66,6 +68,8 @@ def work(config, inputs, output) -> Files:
     tables["composition"] = _composition(inputs, scope)
     if len(judged):
         tables |= metrics.tables(judged, config.measure)
+    if inputs.markers("earlier"):
+        tables["corrections"] = _after_corrections(inputs, predictions)
     if len(measured):
         tables["measurement"] = metrics.measurement_by(measured, "source")
     figures = _figures(config, inputs, summary, measured, generated, scope)
@@ -110,6 +114,25 @@ def _of_generated(config, inputs, scope, generated):
     strata = len(CLASSES) * (len(inputs.facts("generator")["sources"]) if config.generation.by_source else 1)
     likeness, by_class = _likeness(config, inputs, scope.training, taught)
     return metrics.generated_counts(generated, asked=config.generation.quota * strata), likeness, metrics.generated_tables(generated) | {"likeness": by_class}
+
+
+def _after_corrections(inputs, predictions):
+    """What mixed gained on the test part by each import of a person's corrections."""
+    import pandas as pd
+
+    from jobs.unit import read_marker
+    from shards import manifest
+    from vhs import metrics
+
+    def corrected(tables: list[str]) -> int:
+        return len({key for name in tables for key in manifest.read(inputs.storage, name)["key"].to_pylist()})
+
+    answers = [predictions[(predictions.scope == "split") & (predictions.arm == "mixed")].assign(corrected=inputs.table("corrections").key.nunique())]
+    for marker in inputs.markers("earlier"):
+        (classifier,) = json.loads(manifest.metadata(manifest.read(inputs.storage, marker.path))["unit"])["inputs"]["classifier"]
+        said = [name for name, _ in read_marker(inputs.storage, classifier).inputs.get("corrections", [])]
+        answers.append(manifest.read(inputs.storage, marker.path).to_pandas().assign(corrected=corrected(said)))
+    return metrics.gain_by_corrections(pd.concat(answers, ignore_index=True))
 
 
 def _unmixed(inputs) -> list[tuple[str, str]]:
@@ -211,8 +234,6 @@ def _figures(config, inputs, summary: dict, measured, generated, scope) -> dict[
 
 def _curves(inputs):
     """The learning curves that the scope's models left, long: model, series, number, step, figure, value."""
-    import json
-
     import pandas as pd
 
     found = []
