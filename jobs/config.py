@@ -16,7 +16,7 @@ from shards import credentials
 from vhs.arms import ARMS
 from vhs.measure import CLASSES, VIEWS, View
 from vhs.prompts import class_prompt, concepts, instance_prompt, names_source
-from vhs.settings import CONFIGS, Classifier, DreamBooth, Generation, Labeller, Phantoms, Priors, Report, Section, Split, ViewName
+from vhs.settings import CONFIGS, Classifier, DreamBooth, Generation, Labeller, Phantoms, Priors, Prompts, Report, Section, Split, ViewName
 
 FILE_BYTES = 1 << 20
 PHANTOMS, FILES = "phantoms", "files"  # what science knows of `data`
@@ -97,6 +97,7 @@ class Config(Section):
     labeller: Labeller = Labeller()
     priors: Priors = Priors()
     dreambooth: DreamBooth = DreamBooth()
+    prompts: Prompts = Prompts()
     generation: Generation = Generation()
     classifier: Classifier = Classifier()
     report: Report = Report()
@@ -122,6 +123,14 @@ class Config(Section):
         for name, source in concepts(self.dreambooth) or [(CLASSES[0], None)]:
             for prompt in (instance_prompt, class_prompt):  # a template with an unknown field raises
                 prompt(self.dreambooth, self.measure, name, source)  # and so do edges that do not rise
+        if self.prompts.candidates and self.dreambooth.concepts:
+            raise ValueError("prompts.candidates are templates for every class, and dreambooth.concepts give each its own: leave one of them out")
+        for template in self.prompts.candidates:
+            said = self.dreambooth.model_copy(update={"instance_prompt": template})
+            if self.generation.by_source and not names_source(said):
+                raise ValueError(f"prompts.candidates: {template!r} must say {{source}}, for generation.by_source is true")
+            if len({instance_prompt(said, self.measure, name, "") for name in CLASSES}) < len(CLASSES):
+                raise ValueError(f"prompts.candidates: {template!r} asks for every class in the same words: write {{size}} into it, or a {{token}} that does")
         return self
 
     @property

@@ -192,6 +192,8 @@ def _rows(config: Config, sizes: Sizes, machine: rates.Machine, accepted: float,
     labelled_units, drawn_units = labelled // generation.unit_images, drawn // generation.unit_images
     schooled = scopes * (generators.DREAMBOOTH in makers)
     priors = config.priors.images if schooled else 0
+    prompts = len({config.dreambooth.instance_prompt, *config.prompts.candidates}) if config.prompts.candidates else 0
+    tried = schooled * prompts * len(CLASSES) * config.prompts.images
     trained, untrained = [arm for arm in config.arms if arm not in UNTRAINED], [arm for arm in config.arms if arm in UNTRAINED]
     seconds_of = _Clock(config, machine, diffusion)
 
@@ -214,6 +216,7 @@ def _rows(config: Config, sizes: Sizes, machine: rates.Machine, accepted: float,
             "dreambooth", scopes * len(makers), sum(shares) * bool(schooled), schooled * config.dreambooth.steps, weights_gb and schooled * weights_gb,
             seconds_of.dreambooth(schooled),
         ),
+        Row("prompts", schooled * bool(tried), tried, 0, 0.0, seconds_of.drawing(generation, tried, schooled) if tried else 0.0),
         Row("generate", labelled_units, labelled, 0, labelled * gb, seconds_of.drawing(generation, drawn, drawn_units)),
         Row("label", labelled_units, labelled, 0, 0.0, seconds_of.measuring(labelled, labelled_units)),
         Row("train", models_trained, trained_images, steps, classifier_gb, seconds_of.classifying(network, steps, models_trained, passes)),
@@ -286,7 +289,7 @@ def _memory(config: Config, diffusion: rates.Diffusion | None, network: rates.Ne
     if diffusion:
         unet, area, settings = diffusion.unet, diffusion.unet.at(config.resolution), config.dreambooth
         all_m = unet.parameters_m + diffusion.rest_m
-        for stage, batch in (("priors", config.priors.batch), ("generate", config.generation.batch)):
+        for stage, batch in (("priors", config.priors.batch), ("prompts", config.generation.batch), ("generate", config.generation.batch)):
             found[stage] = rates.PROCESS_GB + all_m * 4e-3 + batch * area * unet.activations_gb / 8
         state = 0 if settings.lora_rank else _state_bytes(settings) if settings.optimizer == "adamw" else 6
         half = 0.5 if settings.mixed_precision != "no" else 1

@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 from conftest import committed, vhs
 
-from jobs import generators, lineage, plan
-from jobs.attempt import Inputs
+from jobs import batches, generators, lineage, plan
+from jobs.attempt import Inputs, Output
 from jobs.config import ConfigError, load
-from jobs.stages import train
+from jobs.stages import prompts, train
 from shards import manifest
 from shards.storage import open_storage
 from vhs.measure import CLASSES
@@ -41,9 +41,7 @@ def facts(run) -> dict[str, dict]:
 
 
 def pixels(run, rows) -> list[bytes]:
-    from jobs.batches import load_images
-
-    return [image.tobytes() for image in load_images(open_storage(run), rows)]
+    return [image.tobytes() for image in batches.load_images(open_storage(run), rows)]
 
 
 def test_controls_change_nothing_of_the_run_they_stand_beside(run, reference):
@@ -151,3 +149,28 @@ def test_the_planner_counts_controls():
     assert np.all([units[1][stage] >= units[0][stage] for stage in units[0]])
     alone = vhs("run", "demo", "--dry-run", "arms=[real-matched,null,oracle]")
     assert "dreambooth" in alone
+
+
+def test_prompts_are_ranked_on_training_images_and_the_best_one_draws(reference, tmp_path, monkeypatch):
+    """One candidate is another wording; the other asks in words that the base has not learnt. No other image of the data is opened."""
+    out = tmp_path / "run"
+    candidates = "prompts.candidates=['{token} x-ray of a {subject} with a {size} heart','{token} nonsense {size}']"
+    vhs("run", "debug/demo", candidates, "prompts.images=4", "--out", out, "--reuse", reference)
+    (marker,) = out.glob("prompts/split-*.json")
+    found = json.loads(marker.read_text())["facts"]
+    assert [row["images"] for row in found["ranking"]] == [12, 12, 12] and found["best"] == found["ranking"][0]["prompt"]
+    ranks = [row["rank"] for row in found["ranking"]]
+    assert ranks == sorted(ranks) and {row["prompt"] for row in found["ranking"]} >= {load("debug/demo").dreambooth.instance_prompt, "{token} nonsense {size}"}
+    drawn = images(out, generators.DREAMBOOTH)
+    assert set(drawn.prompt[drawn.prompted == "small"]) == {found["best"].format(token="sks", size="small", subject="dog")}
+    looked, load_images = set(), batches.load_images
+    monkeypatch.setattr(batches, "load_images", lambda storage, rows: looked.update(rows.key) or load_images(storage, rows))
+    opened = plan.reopen(str(out))
+    (unit,) = opened.units("prompts")
+    inputs = Inputs(opened.storage, unit)
+    (tmp_path / "again").mkdir()
+    again = prompts.work(opened.config, inputs, Output(tmp_path / "again", None, None))
+    assert again.facts == found and looked == set(lineage.split_rows(inputs).training.key)
+    assert "Prompts that were tried on the training data" in (out / "report" / "index.html").read_text()
+    with pytest.raises(ConfigError, match="asks for every class in the same words"):
+        load("debug/demo", ["prompts.candidates=['{token} heart']"])

@@ -187,6 +187,14 @@ class DreamBooth(Section):
             raise ValueError(f"{value} cannot be read as a concepts_list.json ({error})") from None
 
 
+class Prompts(Section):
+    """Prompts to try before images are generated, against the one DreamBooth is taught with (jobs/stages/prompts.py)."""
+
+    candidates: tuple[str, ...] = ()  # templates as dreambooth.instance_prompt; none: nothing is tried
+    images: int = Field(16, ge=4)  # of each class, for each prompt
+    seed: int = 137
+
+
 class Generation(Section):
     """Images by number: unit n of a prompted class is images [n unit_images, (n + 1) unit_images), drawn in rounds until the quota is met.
 

@@ -27,7 +27,7 @@ SCIENCE = (
     "generation.unit_images",
     "generation.seed",
 )
-AFTER = ("dreambooth",)
+AFTER = ("dreambooth", "prompts")
 
 
 def units(run) -> list[Unit]:
@@ -46,6 +46,8 @@ def unit(run, generator: str, scope: str, prompted: str, source: str | None, num
     if generator == "null":
         inputs |= {"real": run.committed("ingest"), "splits": run.committed("split")}
     named = {} if source is None else {"source": source}
+    if generator == generators.DREAMBOOTH and (tried := run.committed("prompts", scope=scope)):
+        inputs["prompts"], named["prompt"] = tried, run.marker(tried[0]).facts["best"]
     return run.unit(
         NAME,
         f"{FOLDER}/{generators.place(generator, scope)}/{stratum(prompted, source)}/{number:05d}",
@@ -62,7 +64,8 @@ def wanted(config, params: dict) -> list:
 
     settings, scope, name, source = config.generation, params["scope"], params["class"], params.get("source")
     generator = generators.made_by(params)
-    prompt = (class_prompt if generator == "base" else instance_prompt)(config.dreambooth, config.measure, name, source)
+    said = config.dreambooth.model_copy(update={"instance_prompt": params["prompt"]} if "prompt" in params else {})
+    prompt = (class_prompt if generator == "base" else instance_prompt)(said, config.measure, name, source)
     place = generators.place(generator, scope)
     stream = (settings.seed, place, name) if source is None else (settings.seed, place, name, source)
     first = params["number"] * settings.unit_images

@@ -29,6 +29,7 @@ def units(run) -> list[Unit]:
         "generator": own["dreambooth"],
         "generated": own["generate"],
         "labels": own["label"],
+        "prompts": run.committed("prompts", scope="split"),
         "classifiers": run.committed("train"),
         "predictions": run.committed("evaluate"),
     }
@@ -43,6 +44,8 @@ def units(run) -> list[Unit]:
 
 
 def work(config, inputs, output) -> Files:
+    import pandas as pd
+
     from jobs import lineage
     from shards import crash
     from vhs import metrics
@@ -68,6 +71,8 @@ def work(config, inputs, output) -> Files:
     tables["composition"] = _composition(inputs, scope)
     if len(judged):
         tables |= metrics.tables(judged, config.measure)
+    if inputs.markers("prompts"):
+        tables["prompts"] = pd.DataFrame(inputs.facts("prompts")["ranking"])
     if inputs.markers("earlier"):
         tables["corrections"] = _after_corrections(inputs, predictions)
     if len(measured):

@@ -45,6 +45,17 @@ def generated_by_index(generated: pd.DataFrame, view: View) -> pd.DataFrame:
     return pd.DataFrame({"low": edges[:-1], "high": edges[1:], "produced": counts[0], "accepted": counts[1]})
 
 
+def ranked_prompts(rows: list[dict]) -> list[dict]:
+    """Prompts with their agreement, accepted (shares) and distance (Fréchet), the best first, each with `rank`: the mean of its three places. A tie goes
+    to agreement, then to the one that stood first."""
+    table = pd.DataFrame(rows)
+    places = pd.DataFrame(
+        {"agreement": table.agreement.rank(ascending=False), "accepted": table.accepted.rank(ascending=False), "distance": table.distance.rank()}
+    )
+    table = table.assign(rank=places.mean(axis=1).round(3)).sort_values(["rank", "agreement"], ascending=[True, False], kind="stable")
+    return table.to_dict("records")
+
+
 def gain_by_corrections(answers: pd.DataFrame) -> pd.DataFrame:
     """Predictions (vhs/metrics/predictions.py) of the arm mixed, with `corrected`, the images a person had corrected when it was trained -> a row for
     each such number, rising: images corrected, accuracy, low, high; gain, from, to (points over the first row, with the paired 95% interval).
