@@ -99,7 +99,7 @@ def test_6_the_best_epoch_by_the_fold_that_is_reported(run):
         load("debug/demo", ["classifier.keep=best_test"])
     inside = trial.Inside(run.storage, next(unit for unit in run.units("train") if unit.params["arm"] == "mixed"))
     with pytest.raises(lineage.LeakError, match="asked for the held-out images: the test split is closed"):
-        inside.held_out
+        _ = inside.held_out
 
 
 def test_7_generated_images_in_validation_and_a_generator_that_saw_it(run):
