@@ -233,7 +233,7 @@ def _rows(config: Config, sizes: Sizes, machine: rates.Machine, accepted: float,
     }
     started = {stage: 0.0 if stage in LIGHT else machine.unit_s for stage in (row.stage for row in rows)}
     return [
-        replace(row, memory_gb=memory.get(row.stage, row.memory_gb), start_s=started[row.stage], **more.get(row.stage, {})) for row in rows
+        replace(row, memory_gb=memory.get(row.stage, row.memory_gb), start_s=started[row.stage], **more.get(row.stage, {})) for row in rows if row.units
     ], ceiling
 
 

@@ -258,7 +258,10 @@ def invalidated(keys: list[str]) -> list[str]:
 
 
 def _refusal(out: str, keys: list[str]) -> str:
-    stages = invalidated(keys)
+    from jobs.stages import BY_NAME
+
+    there = open_storage(out).list()
+    stages = [name for name in invalidated(keys) if any(made.startswith(BY_NAME[name].FOLDER) for made in there)]
     return (
         f"{out} was planned with other science: {', '.join(keys)} differ{'s' if len(keys) == 1 else ''}. That would invalidate "
         f"{', '.join(stages) or 'nothing but the plan'}. Run it beside, keeping what is still valid: --out NEW --reuse {out}"

@@ -21,6 +21,7 @@ def test_write_compares_bytes_and_rates(tmp_path):
     assert grey["bytes_per_image"] < colour["bytes_per_image"]
 
 
+@pytest.mark.slow
 def test_generate_has_the_same_work_done_by_each(tmp_path):
     options = ("--images", 2, "--repeats", 1, "--batch", 2, "--steps", 2, "--size", 32, "--device", "cpu")
     vhs("bench", "generate", *options, "--json", tmp_path / "generate.json")

@@ -72,7 +72,7 @@ def test_a_run_on_slurm_is_the_local_one(cluster, reference, tmp_path, figure):
 
 def test_four_ranks_on_two_nodes_are_four_ranks_here(cluster, reference, tmp_path, figure):
     """DreamBooth by DDP: two nodes, on each an agent that starts two ranks."""
-    there, here = (begin(tmp_path / name, reference, "dreambooth.ranks=4") for name in ("there", "here"))
+    there, here = (begin(tmp_path / name, reference, "dreambooth.ranks=4", "dreambooth.steps=3") for name in ("there", "here"))
     on(cluster, "stage", "dreambooth", there.url, *SITE)
     vhs("stage", "dreambooth", here.url)
     assert_same(tmp_path / "there", tmp_path / "here", "2 nodes x 2 ranks", figure)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 from conftest import committed, vhs
+from test_chain import begin
 
 from jobs import batches, generators, lineage, plan
 from jobs.attempt import Inputs, Output
@@ -48,7 +48,7 @@ def test_controls_change_nothing_of_the_run_they_stand_beside(run, reference):
     """What the reference made is there byte for byte, but for the report."""
     theirs, ours = committed(reference), committed(run)
     same = [name for name in theirs if not name.startswith(("report", "plan.json"))]
-    assert len(same) > 80 and all(ours[name] == theirs[name] for name in same)
+    assert len(same) > 70 and all(ours[name] == theirs[name] for name in same)
 
 
 def test_null_is_training_images_and_nothing_else(run):
@@ -86,7 +86,11 @@ def test_base_draws_as_the_base_model_does(run):
     drawn = [image.tobytes() for image in draw(opened.config, models.base(opened.config), opened.config.generation, wanted)]
     stored = manifest.load(opened.storage, paths=[unit.marker]).to_pandas().head(len(drawn))
     assert pixels(run, stored) == drawn
-    assert "equal" in vhs("regenerate", run, stored.key[0])
+
+
+def test_a_control_s_image_can_be_drawn_again(run):
+    for name in generators.KNOWING:
+        assert "the same bytes" in vhs("regenerate", run, images(run, name).key[5])
 
 
 def test_every_control_is_trained_like_mixed(run):
@@ -125,7 +129,7 @@ def test_a_control_that_saw_a_held_out_patient_is_refused(run):
 def test_controls_alone_need_no_dreambooth(reference, tmp_path):
     """What calibrates the verdict: nothing is fine-tuned, and the quota is what each control gives."""
     out = tmp_path / "run"
-    vhs("run", "debug/demo", "arms=[real-matched,null,oracle]", "--out", out, "--reuse", reference)
+    vhs("run", "debug/demo", "arms=[real-matched,null,oracle]", "classifier.epochs=1", "--out", out, "--reuse", reference)
     found = facts(out)
     assert not (out / "generator" / "split").exists() and not (out / "priors").exists()
     assert found["null"]["generated_by_class"] == found["oracle"]["generated_by_class"] == [12, 12, 12]
@@ -145,23 +149,24 @@ def test_controls_that_cannot_be(overrides, said):
 
 def test_the_planner_counts_controls():
     plain, more = (vhs("run", "demo", "--dry-run", *words) for words in ((), (ARMS,)))
-    units = [{line.split()[0]: int(line.split()[1]) for line in text.splitlines() if line.split()[:1] in ([["generate"], ["train"]])} for text in (plain, more)]
-    assert np.all([units[1][stage] >= units[0][stage] for stage in units[0]])
     alone = vhs("run", "demo", "--dry-run", "arms=[real-matched,null,oracle]")
-    assert "dreambooth" in alone
+    units = [{line.split()[1]: int(line.split()[3]) for line in text.splitlines() if line.startswith("│ ")} for text in (plain, more, alone)]
+    assert units[1]["generate"] == 4 * units[0]["generate"] and units[1]["train"] == 2 * units[0]["train"] and units[1]["dreambooth"] == 4
+    assert "priors" in units[0] and "priors" not in units[2] and units[2]["dreambooth"] == 2 and "prompts" not in units[0]
 
 
 def test_prompts_are_ranked_on_training_images_and_the_best_one_draws(reference, tmp_path, monkeypatch):
     """One candidate is another wording; the other asks in words that the base has not learnt. No other image of the data is opened."""
     out = tmp_path / "run"
     candidates = "prompts.candidates=['{token} x-ray of a {subject} with a {size} heart','{token} nonsense {size}']"
-    vhs("run", "debug/demo", candidates, "prompts.images=4", "--out", out, "--reuse", reference)
+    begin(out, reference, candidates, "prompts.images=4", "generation.max_rounds=1")
+    vhs("stage", "generate", out)
     (marker,) = out.glob("prompts/split-*.json")
     found = json.loads(marker.read_text())["facts"]
     assert [row["images"] for row in found["ranking"]] == [12, 12, 12] and found["best"] == found["ranking"][0]["prompt"]
     ranks = [row["rank"] for row in found["ranking"]]
     assert ranks == sorted(ranks) and {row["prompt"] for row in found["ranking"]} >= {load("debug/demo").dreambooth.instance_prompt, "{token} nonsense {size}"}
-    drawn = images(out, generators.DREAMBOOTH)
+    drawn = manifest.load(open_storage(out), paths=plan.reopen(str(out)).committed("generate")).to_pandas()
     assert set(drawn.prompt[drawn.prompted == "small"]) == {found["best"].format(token="sks", size="small", subject="dog")}
     looked, load_images = set(), batches.load_images
     monkeypatch.setattr(batches, "load_images", lambda storage, rows: looked.update(rows.key) or load_images(storage, rows))
@@ -171,6 +176,5 @@ def test_prompts_are_ranked_on_training_images_and_the_best_one_draws(reference,
     (tmp_path / "again").mkdir()
     again = prompts.work(opened.config, inputs, Output(tmp_path / "again", None, None))
     assert again.facts == found and looked == set(lineage.split_rows(inputs).training.key)
-    assert "Prompts that were tried on the training data" in (out / "report" / "index.html").read_text()
     with pytest.raises(ConfigError, match="asks for every class in the same words"):
         load("debug/demo", ["prompts.candidates=['{token} heart']"])

@@ -125,6 +125,7 @@ def test_global_batches_do_not_depend_on_the_number_of_ranks(ranks):
     assert one.groupby("step").key.apply(sorted).tolist() == two.groupby("step").key.apply(sorted).tolist()
 
 
+@pytest.mark.slow
 def test_a_run_with_two_ranks_resumes_after_a_kill(tmp_path):
     """The classifier stage of the debug run on two ranks, its rank 0 killed in the middle of training, then finished by the same command."""
     from conftest import committed, vhs

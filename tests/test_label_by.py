@@ -77,6 +77,7 @@ def test_by_hand_nothing_is_accepted_and_the_run_waits_for_a_person(reference, t
     assert json.loads((run / "report" / "summary.json").read_text())["generated"]["accepted"] == 5
 
 
+@pytest.mark.slow
 def test_a_person_who_rejects_everything_has_judged_it(reference, tmp_path):
     run, file = tmp_path / "run", tmp_path / "l.csv"
     opened = labelled(reference, run, "label_by=hand", "generation.max_rounds=1")

@@ -21,10 +21,11 @@ def done_once(url: str):
     assert len(units) == len(set(units)) == len(markers(url))
 
 
-def test_a_run_killed_twice_on_s3_is_the_local_one(bucket, reference, figure):
+@pytest.mark.parametrize("kills", [("tar-before-sidecar:4",), pytest.param(("tar-before-sidecar:2", "checkpoint-half-written:2"), marks=pytest.mark.slow)])
+def test_a_run_killed_on_s3_is_the_local_one(kills, bucket, reference, figure):
     """Between a tar and its sidecar, and in a training: the windows that leave something."""
     total, left = len(markers(reference)), []
-    for where in ("tar-before-sidecar:4", "checkpoint-half-written:2"):
+    for where in kills:
         vhs("run", "debug/demo", "--out", bucket, environment={"VHS_CRASH_AT": where}, code=-signal.SIGKILL)
         left.append(total - len(markers(bucket)))
     assert all(left), "nothing was left to do"

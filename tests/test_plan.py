@@ -17,11 +17,11 @@ from jobs.plan import invalidated
     ("keys", "stages"),
     [
         (["classifier.epochs"], ["train", "evaluate", "report"]),
-        (["generation.guidance"], ["generate", "label", "train", "evaluate", "report"]),
+        (["generation.guidance"], ["prompts", "generate", "label", "train", "evaluate", "report"]),
         (["generation.quota"], ["train", "evaluate", "report"]),
-        (["labeller.steps"], ["labeller", "label", "train", "evaluate", "report"]),
-        (["dreambooth.steps"], ["dreambooth", "generate", "label", "train", "evaluate", "report"]),
-        (["data"], ["ingest", "split", "labeller", "dreambooth", "generate", "label", "train", "evaluate", "report"]),
+        (["labeller.steps"], ["labeller", "prompts", "generate", "label", "train", "evaluate", "report"]),
+        (["dreambooth.steps"], ["dreambooth", "prompts", "generate", "label", "train", "evaluate", "report"]),
+        (["data"], ["ingest", "split", "labeller", "dreambooth", "prompts", "generate", "label", "train", "evaluate", "report"]),
         (["seeds"], ["report"]),
     ],
 )
@@ -54,7 +54,7 @@ def test_a_science_key_is_refused_by_name_with_its_stages(reference):
 
 def test_reuse_does_only_the_rest(reference, tmp_path):
     run = tmp_path / "new"
-    vhs("run", "debug/demo", "classifier.epochs=4", "--out", run, "--reuse", reference)
+    vhs("run", "debug/demo", "classifier.epochs=1", "--out", run, "--reuse", reference)
     worked = {json.loads(file.read_text())["stage"] for file in (run / "state" / "done").iterdir()}
     assert worked == {"train", "evaluate", "report"}
     old, new = committed(reference), committed(run)

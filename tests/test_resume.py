@@ -90,6 +90,7 @@ def test_a_finished_run_does_nothing(reference, tmp_path):
     assert {name: (run / name).stat().st_mtime_ns for name in markers(run)} == before
 
 
+@pytest.mark.slow
 def test_two_starts_at_once_share_the_work(reference, tmp_path, figure):
     run = tmp_path / "run"
     both = [command("run", "debug/demo", "--out", run) for _ in range(2)]

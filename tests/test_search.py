@@ -144,6 +144,7 @@ def records(run, name: str = "search") -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in (run / "tune" / name).glob("*.json")}
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_goes_on_and_the_page_shows_it(reference, tmp_path):
     begin(tmp_path / "run", reference)
     run, again = tmp_path / "run", ("tune", tmp_path / "run", *SMALL, "--trials", "2", "--arms", "real,mixed")

@@ -79,6 +79,7 @@ def test_the_whole_run_by_one_script(cluster, reference, tmp_path, figure):
     assert "report:" in said
 
 
+@pytest.mark.slow
 def test_one_stage_by_srun(cluster, reference, tmp_path, figure):
     """Three units of class images, six tasks on three nodes that know nothing of each other."""
     run = begin(tmp_path / "run", reference, "priors.seed=5")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
@@ -222,10 +222,14 @@ def test_an_unknown_scope_is_named():
         training(make_split(table(120), Split(folds=2)), "fold-7")
 
 
-@few
-@given(tables, st.sampled_from([0, 3]), st.integers(0, 99), st.floats(0.2, 0.6), st.floats(0.6, 1))
+@hypothesis_settings(max_examples=10, deadline=None)
+@given(tables, st.sampled_from([0, 3]), st.integers(0, 99), st.floats(0.3, 0.6), st.floats(0.6, 1))
 def test_fewer_training_patients_are_among_more_and_all_are_still_judged(images, folds, seed, less, more):
-    whole, *thinned = (make_split(images, Split(seed=seed, folds=folds, training_fraction=fraction)) for fraction in (1.0, more, less))
+    try:
+        whole, *thinned = (make_split(images, Split(seed=seed, folds=folds, training_fraction=fraction)) for fraction in (1.0, more, less))
+    except ValueError as error:  # too few to teach every scope every class, and said
+        assert any(said in str(error) for said in ("has no training image of class", "too few for an inner validation")), error
+        assume(False)
     for scope in scopes(Split(folds=folds)):
         taught = [set(training(splits, scope)) | set(inner(splits, scope)) for splits in (whole, *thinned)]
         assert taught[2] <= taught[1] <= taught[0] and all(held_out(splits, scope) == held_out(whole, scope) for splits in thinned)

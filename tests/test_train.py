@@ -180,6 +180,7 @@ def test_an_unlabelled_test_part_is_answered_all_the_same(mixed):
         pd.testing.assert_series_equal(after.predicted, before.predicted)
 
 
+@pytest.mark.slow
 def test_a_vision_transformer_runs_the_debug_configuration(reference, tmp_path):
     run = tmp_path / "run"
     options = ("classifier.model=test_vit", "classifier.unfreeze=3", "arms=[real]")
