@@ -11,8 +11,10 @@ import hashlib
 import json
 import subprocess
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jobs import history, models
 from jobs.config import Config, changed
@@ -20,6 +22,9 @@ from jobs.plan import SOURCES, PlanError, Run
 from jobs.unit import digest
 from shards import manifest
 from shards.storage import open_storage
+
+if TYPE_CHECKING:
+    from vhs.metrics.record import Record
 
 HERE = Path(__file__).resolve().parents[1]
 KEPT = HERE / "vhs" / "evidence"  # of the studies that come with the program
@@ -47,7 +52,7 @@ class Evidence:
         """Whether the record `name` is there. PlanError if it is, but of another science or other models than `config`'s."""
         if not self._storage.exists(f"{name}.csv"):
             return False
-        about = self.read(name).about
+        about = self.about(name)
         keys = changed(_as_read_now(about["science"], config), config.science)
         keys += [f"models.{key}" for key in changed(about["models"], models.fingerprints(config))]
         if keys:
@@ -57,20 +62,29 @@ class Evidence:
             )
         return True
 
-    def read(self, name: str):
+    def read(self, name: str) -> Record:
         from vhs.metrics.record import decode
 
+        return self._read(name, decode)
+
+    def about(self, name: str) -> dict:
+        """What the record `name` says of how it was made; its rows are not looked at."""
+        from vhs.metrics.record import about
+
+        return self._read(name, about)
+
+    def _read(self, name: str, how: Callable):
         try:
-            return decode(self._storage.read(f"{name}.csv"))
+            return how(self._storage.read(f"{name}.csv"))
         except ValueError as error:
             raise PlanError(f"{self.folder}/{name}.csv: {error}. Delete it, and it is made again") from None
 
-    def write(self, record):
+    def write(self, record: Record):
         """Keep `record`. PlanError if another scope of its run was of other data: then neither says what the other rests on."""
         from vhs.metrics.record import encode
 
         for other in sorted(self.folder.glob(f"{record.about['run']}-*.csv")):
-            about = self.read(other.stem).about
+            about = self.about(other.stem)
             if about["run"] == record.about["run"] and about["data"] != record.about["data"]:
                 raise PlanError(f"{other} was made of other data than {record.name}: put that data back, or give the study --records ANOTHER")
         self._storage.commit(f"{record.name}.csv", encode(record))
@@ -85,7 +99,7 @@ class Evidence:
         return looks
 
 
-def record_of(run: Run, scope: str, study: str, name: str, vary: dict):
+def record_of(run: Run, scope: str, study: str, name: str, vary: dict) -> Record:
     """The record of a scope whose predictions are there. ValueError where an image was answered twice, or not at all."""
     import pandas as pd
 

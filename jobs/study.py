@@ -52,7 +52,7 @@ class Member:
 def read(name: str) -> tuple[Study, bool]:
     """The study that `name` means, a YAML file or one that comes with vhs -> (it, whether it came with vhs)."""
     file = configuration.find(name, "studies")
-    return configuration.read(str(file), [], Study), file.parent == configuration.CONFIGS / "studies"
+    return configuration.read(str(file), [], Study), file.resolve().parent == configuration.CONFIGS / "studies"
 
 
 def members(study: Study, overrides: list[str] = ()) -> list[Member]:
@@ -79,7 +79,7 @@ def sealed(made: list[Member]) -> bool | None:
     if not seeds:
         return None
     if seeds[0] < SEALED <= seeds[-1]:
-        raise ConfigError(f"phantoms.seed {seeds[0]} and {seeds[-1]} in one study: from {SEALED} on they are sealed, for reported figures alone. Take all there")
+        raise ConfigError(f"phantoms.seed {seeds[0]} and {seeds[-1]} in one study: from {SEALED} on they are sealed, for reported figures. Take all there")
     return seeds[0] >= SEALED
 
 
@@ -168,7 +168,7 @@ class Making:
     def _left(self, todo: list[tuple[Member, list[str]]]) -> str:
         """How long the rest takes by what the recorded scopes took, one after the other."""
         spent = [
-            self.kept.read(name).about["seconds"] for one in self.members for name in one.records.values() if (self.kept.folder / f"{name}.csv").is_file()
+            self.kept.about(name)["seconds"] for one in self.members for name in one.records.values() if (self.kept.folder / f"{name}.csv").is_file()
         ]
         if not spent:
             return ""

@@ -248,9 +248,14 @@ STUDY = """
 name: small
 question: calibration
 config: debug/demo
-set: {arms: [real-matched, mixed, measure]}
+set:
+  arms: [real, real-matched, mixed, measure]
+  labeller.steps: 2
+  dreambooth.steps: 2
+  generation: {steps: 2, max_rounds: 1}
+  classifier.epochs: 1
 vary: {phantoms.seed: [1000, 1001]}
-pairs: [mixed - real-matched]
+pairs: [real-matched - real]
 """
 
 
@@ -273,11 +278,12 @@ def test_a_study_that_is_interrupted_goes_on_and_leaves_what_is_not_its_own(tmp_
     found = json.loads((out / "study.json").read_text())
     assert found["records"] == 2 and len(found["looks"]) == 1 and found["sealed"] and found["core_seconds"] > 0 and "<svg" in (out / "index.html").read_text()
     rows = decode(record.read_bytes())
-    assert set(rows.predictions.arm) == {"real-matched", "mixed", "measure"} and rows.about["trained"]["mixed"]["generated"] > 0
+    assert set(rows.predictions.arm) == {"real", "real-matched", "mixed", "measure"} and rows.about["trained"]["mixed"]["real"] > 0
     printed = vhs(*again)
     assert "run 1 of" not in printed and len(json.loads((out / "records" / "looks.json").read_text())) == 1, "the same records again are no further look"
     assert not second.exists() and [file.name for file in first.rglob("*")] == ["mine.txt"], "a recorded run's files go, and no others"
     shutil.move(record, tmp_path / "away.csv")
+    assert "no record is called so" in vhs(*again, "--only", "*-fold-7", code=1)
     early = vhs(*again, "--early")
     assert "Opened 2 times of 1 planned: more often" in early and "1 of 2 records at this one" in early
     (first / "plan.json").write_text("{}")

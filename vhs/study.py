@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from vhs.settings import Section
 
 ALONG = ("dose", "worth")  # questions that go along one of the varied keys
-WORD = re.compile(r"[A-Za-z0-9.+_]+")
+WORD = re.compile(r"[A-Za-z0-9.+_-]+")
 
 
 def _flat(values: object, prefix: str = "") -> dict:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import re
 from collections.abc import Iterable
@@ -55,20 +56,26 @@ def encode(record: Record) -> bytes:
     return (head + table.reset_index().to_csv(index=False, lineterminator="\n")).encode()
 
 
+def about(data: bytes) -> dict:
+    """What the head of a record says. ValueError where it is none."""
+    head = [line[2:].partition(": ") for line in itertools.takewhile(lambda line: line.startswith("# "), io.StringIO(data.decode()))]
+    said = {key: json.loads(value) for key, _, value in head}
+    if missing := [key for key in NEEDED if key not in said]:
+        raise ValueError(f"no record of a study: its head says nothing of {', '.join(missing)}")
+    return said
+
+
 def decode(data: bytes) -> Record:
     """The record that `encode` wrote. ValueError where it is none."""
-    lines = data.decode().splitlines(keepends=True)
-    head = [line[2:].partition(": ") for line in lines if line.startswith("# ")]
-    about = {key: json.loads(value) for key, _, value in head}
-    if missing := [key for key in NEEDED if key not in about]:
-        raise ValueError(f"no record of a study: its head says nothing of {', '.join(missing)}")
-    table = pd.read_csv(io.StringIO("".join(lines[len(head) :])), dtype=str, keep_default_na=False)
+    said = about(data)
+    rows = data.decode().split("\n", len(said))[-1]  # after the head
+    table = pd.read_csv(io.StringIO(rows), dtype=str, keep_default_na=False)
     if list(table.columns[: len(IMAGE)]) != IMAGE:
         raise ValueError(f"no record of a study: its columns begin {', '.join(table.columns[: len(IMAGE)])}, not {', '.join(IMAGE)}")
     images = table[IMAGE].assign(
         patient=table.patient.where(table.patient != "", None), label=[CLASSES.index(name) if name else UNLABELLED for name in table.label]
     )
-    return Record(about, pd.concat(_answers(images, table, about["scope"]), ignore_index=True))
+    return Record(said, pd.concat(_answers(images, table, said["scope"]), ignore_index=True))
 
 
 def _answers(images: pd.DataFrame, table: pd.DataFrame, scope: str) -> Iterable[pd.DataFrame]:

@@ -23,7 +23,7 @@ from vhs.metrics.worth import Level, worth_of
 from vhs.study import arms_of
 
 PERCENT, POINTS, IMAGES = "percent", "points", "images"  # units of a figure
-ALWAYS_REAL = ("real", "real-matched", "measure")
+REAL = ("real", "real-matched")  # the arms that train on real images alone
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,8 @@ def pooled(records: Sequence[Record], pairs: Sequence[str], along: str | None = 
     rows, left_out = differences(records, pairs)
     changes, sentences = [], []
     for pair in pairs:
-        mixed = _mixed_in(records, pair)
+        if not (mixed := _mixed_in(records, pair)):
+            continue
         of_pair = [row for row in rows if row["pair"] == pair]
         overall = {"source": "all", "pair": pair, **_difference(mixed, pair)}
         changes.append(overall | {"mean over runs": over_runs(of_pair)})
@@ -102,6 +103,8 @@ def pooled(records: Sequence[Record], pairs: Sequence[str], along: str | None = 
             changes += [{"source": source, "pair": pair, **_paired(of_source, pair)} for source, of_source in judged.groupby("source")]
         low, high = overall["difference"]["ci95"]
         sentences.append(f"{pair}: {words(overall['difference'])} points, half-width {50 * (high - low):.1f}, over {overall['images']} images")
+    if any(record.about["scope"] != "split" for record in records):
+        sentences.append("folds share training images, which no interval of one cross-validation can account for: these are too narrow by an unknown amount")
     arms = [{"source": "all", "arm": arm, **_accuracy(of_arm)} for arm, of_arm in by_arm(predictions)]
     if predictions.source.nunique() > 1:
         by_source = [(source, *pair) for source, of_source in predictions.groupby("source") for pair in by_arm(of_source)]
@@ -186,8 +189,8 @@ def words(figure: dict | None) -> str:
 
 def _mixed_in(records: Sequence[Record], pair: str) -> list[Record]:
     """The records in which the pair's arms did train on generated images, where they are to. All of a run's, or none."""
-    wanted = [arm for arm in arms_of(pair) if arm not in ALWAYS_REAL]
-    without = {record.about["run"] for record in records for arm in wanted if not record.about["trained"][arm]["generated"]}
+    wanted = [arm for arm in arms_of(pair) if arm not in REAL]
+    without = {record.about["run"] for record in records for arm in wanted if record.about["trained"].get(arm, {}).get("generated") == 0}
     return [record for record in records if record.about["run"] not in without]
 
 
