@@ -261,23 +261,22 @@ def regenerate(url: str, key: str) -> dict:
     """
     import numpy as np
 
-    from jobs import drawing, world
+    from jobs import world
+    from jobs.attempt import Inputs
     from jobs.stages import generate
     from shards import reader
     from vhs.radiograph import decode_png, encode_png
 
     run = plan.reopen(url)
-    for path in (name for name in run.under("generated/") if name.endswith(".parquet")):
-        table = manifest.load(run.storage, paths=[path])
+    for unit in (unit for unit in dict(run.named()).get("generate", []) if run.done(unit)):
+        table, path = manifest.load(run.storage, paths=[unit.marker]), unit.marker
         keys = table["key"].to_pylist()
         if key not in keys:
             continue
-        row, about = keys.index(key), json.loads(manifest.metadata(manifest.read(run.storage, path))["unit"])
+        row, batch = keys.index(key), run.config.generation.batch
         world.set_numerics(run.config.threads)
-        batch = run.config.generation.batch
-        wanted = generate.wanted(run.config, about["params"])[row // batch * batch :][:batch]
-        folder = run.storage.local(run.marker(about["inputs"]["generator"][0]).folder)
-        image = list(drawing.draw(run.config, str(folder), run.config.generation, wanted))[row % batch]
+        wanted = generate.wanted(run.config, unit.params)[row // batch * batch :][:batch]
+        image = list(generate.images(run.config, Inputs(run.storage, unit), wanted))[row % batch]
         stored = reader.ShardReader(run.storage, table).read(row, check=True)
         then, now = run.marker(path).facts["numerics"], world.numerics(run.config.threads, world.device(run.config.execution.device))
         return {

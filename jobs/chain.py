@@ -15,7 +15,7 @@ import signal
 import time
 from dataclasses import dataclass
 
-from jobs import failures, history, interrupt, scheduler, share, world
+from jobs import failures, generators, history, interrupt, scheduler, share, world
 from jobs.drive import frontier
 from jobs.plan import Run, reopen
 from jobs.share import ORDER, ROUNDED, Link
@@ -37,7 +37,8 @@ def links(run: Run, until: str = ORDER[-1]) -> list[Link]:
     chain[at:at] = a_round
     first = Link(now, max(0, listed - 1) if now in ROUNDED else 0, len(pending), max(unit.ranks for unit in pending))
     here = next(n for n, link in enumerate(chain) if (link.stage, link.round) == (first.stage, first.round))
-    return [link for link in [first, *chain[here + 1 :]] if ORDER.index(link.stage) <= ORDER.index("label" if until == "generate" else until)]
+    last = ORDER.index("label" if until == "generate" else until)
+    return [link for link in [first, *chain[here + 1 :]] if link.units and ORDER.index(link.stage) <= last]
 
 
 def _ranks(run: Run, stage: str) -> int:
@@ -50,7 +51,7 @@ def _units_a_round(run: Run) -> int:
     from jobs.forecast import sizes
     from vhs.measure import CLASSES
 
-    strata = len(CLASSES) * (sizes(run.config, run).sources if run.config.generation.by_source else 1)
+    strata = len(generators.wanted(run.config)) * len(CLASSES) * (sizes(run.config, run).sources if run.config.generation.by_source else 1)
     return len(run.scopes) * strata * run.config.generation.round_units
 
 

@@ -7,19 +7,23 @@ and a unit's identity is made of the parts its stage reads (jobs/unit.py). The s
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
+from jobs.generators import CONTROLS
 from shards import credentials
+from vhs.arms import ARMS
 from vhs.measure import CLASSES, VIEWS, View
 from vhs.prompts import class_prompt, concepts, instance_prompt, names_source
-from vhs.settings import CONFIGS, Classifier, DreamBooth, Generation, Labeller, Phantoms, Priors, Report, Section, Split, ViewName
+from vhs.settings import CONFIGS, Classifier, DreamBooth, Generation, Labeller, Phantoms, Priors, Prompts, Report, Section, Split, ViewName
 
 FILE_BYTES = 1 << 20
 PHANTOMS, FILES = "phantoms", "files"  # what science knows of `data`
 RANKED = ("labeller", "dreambooth", "classifier")  # sections whose units may have several ranks
-Arm = Literal["real", "real-matched", "mixed", "pretrain", "measure"]
+Arm = Annotated[  # null is YAML's word for nothing
+    Literal[*ARMS], BeforeValidator(lambda name: "null" if name is None else name)
+]
 
 
 class ConfigError(Exception):
@@ -84,7 +88,7 @@ class Config(Section):
     base: str = "packaged"  # packaged | a diffusers folder | a hub id of Stable Diffusion 1.x / 2.x
     base_revision: str | None = Field(None, pattern="^[0-9a-f]{40}$")  # the commit of a hub id
     label_by: Literal["measure", "prompt", "teacher", "hand"] = "measure"  # of generated images (jobs/stages/label.py)
-    arms: tuple[Arm, ...] = ("real", "real-matched", "mixed", "measure")  # pretrain: one training more
+    arms: tuple[Arm, ...] = ("real", "real-matched", "mixed", "measure")  # pretrain, and each control (jobs/generators.py): trainings more
     seeds: tuple[int, ...] = (0,)  # of classifier training; one classifier an arm, scope and seed
     purpose: Literal["confirmatory", "descriptive"] = "confirmatory"  # descriptive: the verdict says that it only describes this data
     phantoms: Phantoms = Phantoms()
@@ -93,6 +97,7 @@ class Config(Section):
     labeller: Labeller = Labeller()
     priors: Priors = Priors()
     dreambooth: DreamBooth = DreamBooth()
+    prompts: Prompts = Prompts()
     generation: Generation = Generation()
     classifier: Classifier = Classifier()
     report: Report = Report()
@@ -102,19 +107,30 @@ class Config(Section):
     @model_validator(mode="after")
     def _whole(self) -> Config:
         credentials.refuse_in(self.data)
-        if {"mixed", "real-matched"} - set(self.arms) and {"mixed", "real-matched"} & set(self.arms):
-            raise ValueError("arms mixed and real-matched are compared with each other: name both or neither")
+        with_more = [arm for arm in self.arms if arm == "mixed" or arm in CONTROLS]
+        if bool(with_more) != ("real-matched" in self.arms):
+            raise ValueError(f"real-matched is what mixed, {', '.join(CONTROLS)} are compared with: name it with any of them, not alone")
+        if "oracle" in self.arms and self.data != PHANTOMS:
+            raise ValueError("the arm oracle trains on fresh images of the real ones' kind, and only phantoms can be drawn: leave it out, or data=phantoms")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds must be distinct and at least one, got {self.seeds}")
         if self.split.folds == 1:
             raise ValueError("split.folds: 0 (test split only) or at least 2")
         if not self.arms:
-            raise ValueError(f"arms is empty: name some of {', '.join(get_args(Arm))}")
+            raise ValueError(f"arms is empty: name some of {', '.join(ARMS)}")
         if self.generation.by_source and not names_source(self.dreambooth):
             raise ValueError("generation.by_source: a prompt must say the source, so write {source} into dreambooth.instance_prompt or token")
         for name, source in concepts(self.dreambooth) or [(CLASSES[0], None)]:
             for prompt in (instance_prompt, class_prompt):  # a template with an unknown field raises
                 prompt(self.dreambooth, self.measure, name, source)  # and so do edges that do not rise
+        if self.prompts.candidates and self.dreambooth.concepts:
+            raise ValueError("prompts.candidates are templates for every class, and dreambooth.concepts give each its own: leave one of them out")
+        for template in self.prompts.candidates:
+            said = self.dreambooth.model_copy(update={"instance_prompt": template})
+            if self.generation.by_source and not names_source(said):
+                raise ValueError(f"prompts.candidates: {template!r} must say {{source}}, for generation.by_source is true")
+            if len({instance_prompt(said, self.measure, name, "") for name in CLASSES}) < len(CLASSES):
+                raise ValueError(f"prompts.candidates: {template!r} asks for every class in the same words: write {{size}} into it, or a {{token}} that does")
         return self
 
     @property

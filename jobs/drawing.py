@@ -53,12 +53,12 @@ def draw(config, model: str, settings, wanted: list[Wanted]) -> Iterator:
         yield from sample(components, [w.prompt for w in part], [w.seed for w in part], config.resolution, settings)
 
 
-def draw_shard(config, model: str, settings, wanted: list[Wanted], about: dict[str, str | None]) -> Shard:
-    """The wanted images as a shard; `about` becomes a column each. A batch is encoded while the next one is drawn."""
+def as_shard(config, images: Iterator, wanted: list[Wanted], about: dict[str, str | None]) -> Shard:
+    """The wanted `images` as a shard; `about` becomes a column each. A batch is encoded while the next one is drawn."""
     from vhs.radiograph import encode_png
 
     with ThreadPoolExecutor(max_workers=1) as encoder:
-        encodings = [encoder.submit(encode_png, image) for image in draw(config, model, settings, wanted)]
+        encodings = [encoder.submit(encode_png, image) for image in images]
     numerics = world.numerics(config.threads, world.device(config.execution.device))
     # the seed is part of the source: two black images are two samples
     samples = [Sample(sample_key(f"{w.seed} ".encode() + e.result()), {"png": e.result()}) for w, e in zip(wanted, encodings, strict=True)]

@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 
-from jobs import makespan, models, rates, status
+from jobs import generators, makespan, models, rates, status
 from jobs.config import Config, ConfigError
 from jobs.data import is_here
 from jobs.makespan import Block
 from jobs.plan import Run
+from vhs.arms import UNTRAINED
 from vhs.measure import CLASSES
 from vhs.settings import Classifier, DreamBooth
 
@@ -183,19 +184,24 @@ def _rows(config: Config, sizes: Sizes, machine: rates.Machine, accepted: float,
         shares.append(round((pool - held[-1]) * (1 - config.split.inner_fraction)))
     diffusion, generation = base(config), config.generation
     groups = len(CLASSES) * (sizes.sources if generation.by_source else 1)
-    a_round = generation.unit_images * generation.round_units
+    a_round, makers = generation.unit_images * generation.round_units, generators.wanted(config)
     rounds = min(generation.max_rounds, math.ceil(generation.quota / accepted / a_round))
-    drawn, ceiling = scopes * groups * rounds * a_round, scopes * groups * generation.max_rounds * a_round
-    drawn_units = drawn // generation.unit_images
-    mixed = min(groups * generation.quota, round(accepted * drawn / scopes))
-    trained = [arm for arm in config.arms if arm != "measure"]
+    made, ceiling = scopes * groups * rounds * a_round, scopes * groups * generation.max_rounds * a_round * len(makers)  # made: by one generator
+    mixed = min(groups * generation.quota, round(accepted * made / scopes))
+    labelled, drawn = made * len(makers), made * len(set(makers) - set(generators.KNOWING))
+    labelled_units, drawn_units = labelled // generation.unit_images, drawn // generation.unit_images
+    schooled = scopes * (generators.DREAMBOOTH in makers)
+    priors = config.priors.images if schooled else 0
+    prompts = len({config.dreambooth.instance_prompt, *config.prompts.candidates}) if config.prompts.candidates else 0
+    tried = schooled * prompts * len(CLASSES) * config.prompts.images
+    trained, untrained = [arm for arm in config.arms if arm not in UNTRAINED], [arm for arm in config.arms if arm in UNTRAINED]
     seconds_of = _Clock(config, machine, diffusion)
 
     epoch_images = [share + (0 if arm == "real" else mixed) for share in shares for arm in trained for _ in config.seeds]  # as train lists its units
     steps_each = [config.classifier.epochs * math.ceil(n / config.classifier.batch) for n in epoch_images]
     steps, models_trained, trained_images = sum(steps_each), len(steps_each), sum(epoch_images) // len(config.seeds)
-    judged = sum(held) * (len(trained) * len(config.seeds) + ("measure" in config.arms))
-    evaluations = models_trained + scopes * ("measure" in config.arms)
+    judged = sum(held) * (len(trained) * len(config.seeds) + len(untrained))
+    evaluations = models_trained + scopes * len(untrained)
     weights_gb = None if diffusion is None else (diffusion.unet.parameters_m + diffusion.rest_m) * 2e-3
     network = rates.CLASSIFIERS.get(config.classifier.model.partition(".")[0])
     classifier_gb = None if network is None else models_trained * network.parameters_m * 4e-3
@@ -205,10 +211,14 @@ def _rows(config: Config, sizes: Sizes, machine: rates.Machine, accepted: float,
         Row("ingest", ingest_units, sizes.images, 0, sizes.images * gb, sizes.images * rates.INGEST_S),
         Row("split", 1, sizes.images),
         Row("labeller", scopes, sum(shares), scopes * config.labeller.steps, scopes * 1e-3, seconds_of.labeller(scopes)),
-        Row("priors", len(CLASSES), config.priors.images, 0, config.priors.images * gb, seconds_of.drawing(config.priors, config.priors.images, 3)),
-        Row("dreambooth", scopes, sum(shares), scopes * config.dreambooth.steps, weights_gb and scopes * weights_gb, seconds_of.dreambooth(scopes)),
-        Row("generate", drawn_units, drawn, 0, drawn * gb, seconds_of.drawing(generation, drawn, drawn_units)),
-        Row("label", drawn_units, drawn, 0, 0.0, seconds_of.measuring(drawn, drawn_units)),
+        Row("priors", len(CLASSES) * bool(priors), priors, 0, priors * gb, seconds_of.drawing(config.priors, priors, 3)),
+        Row(
+            "dreambooth", scopes * len(makers), sum(shares) * bool(schooled), schooled * config.dreambooth.steps, weights_gb and schooled * weights_gb,
+            seconds_of.dreambooth(schooled),
+        ),
+        Row("prompts", schooled * bool(tried), tried, 0, 0.0, seconds_of.drawing(generation, tried, schooled) if tried else 0.0),
+        Row("generate", labelled_units, labelled, 0, labelled * gb, seconds_of.drawing(generation, drawn, drawn_units)),
+        Row("label", labelled_units, labelled, 0, 0.0, seconds_of.measuring(labelled, labelled_units)),
         Row("train", models_trained, trained_images, steps, classifier_gb, seconds_of.classifying(network, steps, models_trained, passes)),
         Row("evaluate", evaluations, judged, 0, 0.0, seconds_of.classifying(network, judged / config.classifier.batch, evaluations, 1)),
         Row("report", 1, 0, 0, 0.01, 5.0),
@@ -279,7 +289,7 @@ def _memory(config: Config, diffusion: rates.Diffusion | None, network: rates.Ne
     if diffusion:
         unet, area, settings = diffusion.unet, diffusion.unet.at(config.resolution), config.dreambooth
         all_m = unet.parameters_m + diffusion.rest_m
-        for stage, batch in (("priors", config.priors.batch), ("generate", config.generation.batch)):
+        for stage, batch in (("priors", config.priors.batch), ("prompts", config.generation.batch), ("generate", config.generation.batch)):
             found[stage] = rates.PROCESS_GB + all_m * 4e-3 + batch * area * unet.activations_gb / 8
         state = 0 if settings.lora_rank else _state_bytes(settings) if settings.optimizer == "adamw" else 6
         half = 0.5 if settings.mixed_precision != "no" else 1
@@ -305,7 +315,7 @@ def _measured(run: Run, machine: rates.Machine) -> tuple[float, dict[str, float]
         mend = "execution.device=cpu plans for cores" if there is rates.CORE else "execution.device=cuda plans for GPUs"
         raise ConfigError(f"--calibrate {run.url} was planned for {there.name}, this configuration is for {machine.name}: {mend}")
     spent = status.costs(run)
-    counts = status.generation(run).values()
+    counts = [count for place, count in status.generation(run).items() if "/" not in place]  # of the run's own generator
     produced, kept = sum(count["produced"] for count in counts), sum(count["accepted"] for count in counts)
     stated, _ = _rows(run.config, sizes(run.config, run), machine, rates.ACCEPTED, rates.PNG_BYTES_PER_PIXEL)
     factors = {}

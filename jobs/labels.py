@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from jobs.generators import KNOWING, made_by
 from jobs.unit import Unit
 from shards import manifest
 from vhs.measure import CLASSES, View
@@ -71,9 +72,9 @@ def _read(run, paths: list[str]) -> pd.DataFrame:
 
 
 def table(run) -> pd.DataFrame:
-    """Every generated image labelled so far, with its label as corrected."""
+    """Every generated image labelled so far, with its label as corrected; of controls only those whose class is not known."""
     named, parts = dict(run.named()), []
-    for unit in (unit for unit in named.get("label", []) if run.done(unit)):
+    for unit in (unit for unit in named.get("label", []) if run.done(unit) and made_by(unit.params) not in KNOWING):
         shard = unit.inputs["shard"][0][0]
         parts.append(manifest.load(run.storage, paths=[shard]).to_pandas().merge(_read(run, [unit.marker]), on="key", validate="one_to_one"))
     if not parts:
@@ -85,9 +86,21 @@ def table(run) -> pd.DataFrame:
     )
 
 
-def export(run, file: Path, images: Path | None = None) -> int:
-    """Writes every label to `file` (.csv or .mat) and, to `images`, the pictures as <key>.png -> how many."""
+def most_uncertain(rows: pd.DataFrame, view: View, count: int) -> pd.DataFrame:
+    """The `count` images of `rows` whose class a person's look is worth most for: the measured index lies fewest spreads from a class edge, and nobody
+    has said anything yet. Uncertainty sampling (Lewis & Gale, SIGIR 1994), with the margin in units of the measurement's own error."""
+    index, spread = rows["index"].to_numpy(float), rows.spread.to_numpy(float)
+    margin = np.abs(index[:, None] - np.asarray(view.edges)).min(1) / np.maximum(spread, 1e-9)
+    margin[~np.isfinite(margin) | (rows.label_source == "hand").to_numpy()] = np.inf
+    order = np.lexsort((rows.key, margin))[:count]
+    return rows.iloc[order[np.isfinite(margin[order])]].reset_index(drop=True)
+
+
+def export(run, file: Path, images: Path | None = None, uncertain: int | None = None) -> int:
+    """Writes every label, or those of the `uncertain` most_uncertain, to `file` (.csv or .mat) and, to `images`, the pictures as <key>.png -> how many."""
     rows, view = table(run), run.config.measure
+    if uncertain is not None:
+        rows = most_uncertain(rows, view, uncertain)
     plain = {
         "key": rows.key,
         "scope": rows.generated_for,

@@ -12,6 +12,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from jobs import history, rounds, status
+from jobs.generators import DREAMBOOTH
 from jobs.plan import Run
 from jobs.status import StageStatus
 from vhs.measure import CLASSES
@@ -121,13 +122,15 @@ def costs(run: Run) -> Group:
 
 
 def _generated(run: Run) -> list[Text]:
-    return [
-        _line(
-            f"generated for {scope}: {counts['accepted']} of {counts['produced']} accepted ({counts['accepted'] / max(1, counts['produced']):.0%}), "
-            + ", ".join(f"{counts.get(name, 0)} of {rounds.quota_of_a_class(run, scope)} {name}" for name in CLASSES)
+    lines = []
+    for place, counts in status.generation(run).items():
+        control, _, scope = place.rpartition("/")
+        quota = rounds.quota_of_a_class(run, scope, control or DREAMBOOTH)
+        lines.append(
+            f"generated for {place}: {counts['accepted']} of {counts['produced']} accepted ({counts['accepted'] / max(1, counts['produced']):.0%}), "
+            + ", ".join(f"{counts.get(name, 0)} of {quota} {name}" for name in CLASSES)
         )
-        for scope, counts in status.generation(run).items()
-    ]
+    return [_line(line) for line in lines]
 
 
 def _line(text: str) -> Text:

@@ -18,6 +18,7 @@ from jobs.config import PHANTOMS, Config, changed
 from jobs.data import place
 from jobs.unit import Marker, Unit, read_marker
 from shards.storage import Storage, open_storage
+from vhs.arms import DIFFERENCES
 
 FORMAT = 3  # of a run folder
 STARTED = "state/execution.json"  # how the run was last started: where its data lies, its execution settings, an elastic run's ranks
@@ -53,6 +54,7 @@ class Run:
             "arms": list(config.arms),
             "seeds": list(config.seeds),
             "folds": config.split.folds,
+            "differences": [" - ".join(pair) for pair in DIFFERENCES if set(pair) <= set(config.arms)],
             "looks": 1,
         }
 

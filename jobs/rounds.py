@@ -16,37 +16,39 @@ import pandas as pd
 
 from jobs import labels as corrections
 from jobs.drawing import stratum
+from jobs.generators import DREAMBOOTH, KNOWING, committed, made_by, place, wanted
 from jobs.unit import Unit
 from vhs.measure import CLASSES
 
 
-def strata(run, scope: str) -> dict[str, tuple[str, str | None]]:
+def strata(run, scope: str, generator: str = DREAMBOOTH) -> dict[str, tuple[str, str | None]]:
     """What the quota counts, by folder: each class, or each class and source of the scope's training images, as (class, source)."""
     sources = [None]
     if run.config.generation.by_source:
-        sources = run.marker(*run.committed("dreambooth", scope=scope)).facts["sources"]
+        sources = run.marker(*committed(run, "dreambooth", generator, scope)).facts["sources"]
     return {stratum(name, source): (name, source) for name in CLASSES for source in sources}
 
 
-def quota_of_a_class(run, scope: str) -> int:
+def quota_of_a_class(run, scope: str, generator: str = DREAMBOOTH) -> int:
     """Accepted images wanted of a class, all its sources together."""
-    return run.config.generation.quota * len(strata(run, scope)) // len(CLASSES)
+    return run.config.generation.quota * len(strata(run, scope, generator)) // len(CLASSES)
 
 
-def units(run, scope: str) -> list[Unit]:
-    """The units of every round of `scope` that can be listed now, in order. What was listed stays, whatever a person said since; a list that was lost
-    between others is made again."""
-    settings, counted, contents, rounds = run.config.generation, strata(run, scope), [], []
-    frozen = set(run.under(f"rounds/{scope}/"))
+def units(run, scope: str, generator: str = DREAMBOOTH) -> list[Unit]:
+    """The units of every round of a generator for `scope` that can be listed now, in order. What was listed stays, whatever a person said since; a list
+    that was lost between others is made again."""
+    settings, counted, contents, rounds = run.config.generation, strata(run, scope, generator), [], []
+    folder = f"rounds/{place(generator, scope)}"
+    frozen = set(run.under(f"{folder}/"))
     while len(rounds) < settings.max_rounds:
-        path = f"rounds/{scope}/{len(rounds):03d}.json"
+        path = f"{folder}/{len(rounds):03d}.json"
         if path in frozen:
             contents.append(json.loads(run.storage.read(path)))
         elif (content := _next(run, scope, counted, contents, rounds)) is None:
             break
         else:
             contents.append(run.freeze(path, content, window="round-before-commit"))
-        rounds.append(_named(run, scope, counted, contents[-1]))
+        rounds.append(_named(run, generator, scope, counted, contents[-1]))
     return [unit for of_round in rounds for unit in of_round]
 
 
@@ -66,11 +68,11 @@ def _next(run, scope: str, counted: dict, contents: list[dict], rounds: list[lis
     return partial(_listing, short, drawn, accepted, run.config.generation.round_units)
 
 
-def _named(run, scope: str, counted: dict[str, tuple[str, str | None]], content: dict) -> list[Unit]:
+def _named(run, generator: str, scope: str, counted: dict[str, tuple[str, str | None]], content: dict) -> list[Unit]:
     """The units of the round that lists `content`."""
     from jobs.stages import generate
 
-    return [generate.unit(run, scope, *counted[name], n) for name in counted for n in content["units"].get(name, ())]
+    return [generate.unit(run, generator, scope, *counted[name], n) for name in counted for n in content["units"].get(name, ())]
 
 
 def _accepted(run, scope: str, counted, contents: list[dict], labels: list[Unit]) -> dict[str, int]:
@@ -86,23 +88,23 @@ def _accepted(run, scope: str, counted, contents: list[dict], labels: list[Unit]
 
 
 def _waiting(run, labels: list[Unit]) -> bool:
-    """With label_by hand: whether no person has yet judged anything of the round labelled in `labels`."""
-    return run.config.label_by == "hand" and bool(labels) and not corrections.judged(run, labels)
+    """With label_by hand: whether no person has yet judged anything of the round labelled in `labels`. Where classes are known nobody is asked."""
+    asked = [unit for unit in labels if made_by(unit.params) not in KNOWING]
+    return run.config.label_by == "hand" and bool(asked) and not corrections.judged(run, asked)
 
 
 def waiting(run) -> list[str]:
     """Scopes whose last round a person has to judge before the run goes on."""
     from jobs.stages import label
 
-    found = []
-    for scope in run.scopes if run.config.label_by == "hand" else []:
-        listed = [json.loads(run.storage.read(name)) for name in run.under(f"rounds/{scope}/")]
+    def waits(scope: str, generator: str) -> bool:
+        listed = [json.loads(run.storage.read(name)) for name in run.under(f"rounds/{place(generator, scope)}/")]
         last = {(name, n) for name, numbers in listed[-1]["units"].items() for n in numbers} if listed else set()
-        drawn = [unit for unit in run.units("generate") if unit.params["scope"] == scope]
+        drawn = [unit for unit in run.units("generate") if unit.params["scope"] == scope and made_by(unit.params) == generator]
         of_last = [u for u in drawn if (stratum(u.params["class"], u.params.get("source")), u.params["number"]) in last]
-        if _waiting(run, [label.unit(run, unit) for unit in of_last if run.done(unit)]):
-            found.append(scope)
-    return found
+        return _waiting(run, [label.unit(run, unit) for unit in of_last if run.done(unit)])
+
+    return [scope for scope in run.scopes if any(waits(scope, name) for name in wanted(run.config))] if run.config.label_by == "hand" else []
 
 
 def _listing(short: list[str], drawn: dict[str, int], accepted: dict[str, int], count: int) -> dict:

@@ -46,9 +46,9 @@ class Link:
 
 
 def rounds_begun(run: Run) -> int:
-    """Rounds of generation that are listed, of the scope that has most."""
-    listed = [name.split("/")[1] for name in run.under("rounds/") if name.endswith(".json")]
-    return max((listed.count(scope) for scope in set(listed)), default=0)
+    """Rounds of generation that are listed, of the scope and generator that have most."""
+    listed = [name.rpartition("/")[0] for name in run.under("rounds/") if name.endswith(".json")]
+    return max((listed.count(folder) for folder in set(listed)), default=0)
 
 
 def work(run: Run, link: Link, index: int, count: int, machines: tuple[int, int, str] = (1, 0, "")):

@@ -6,7 +6,7 @@ import statistics
 import time
 from dataclasses import dataclass
 
-from jobs import accounting, failures, history
+from jobs import accounting, failures, generators, history
 from jobs.failures import Failure
 from jobs.plan import Run
 from jobs.stages import STAGES
@@ -132,10 +132,11 @@ def per_accepted(run: Run) -> float | None:
 
 
 def generation(run: Run) -> dict[str, dict[str, int]]:
-    """scope -> {"produced", "accepted", and accepted of each class}, from the committed labels."""
+    """scope, and of a control generator/scope -> {"produced", "accepted", and accepted of each class}, from the committed labels."""
     table: dict[str, dict[str, int]] = {}
     for unit in (unit for unit in dict(run.named()).get("label", []) if run.done(unit)):
-        facts, row = run.marker(unit.marker).facts, table.setdefault(unit.params["scope"], {"produced": 0, "accepted": 0})
+        place = generators.place(generators.made_by(unit.params), unit.params["scope"])
+        facts, row = run.marker(unit.marker).facts, table.setdefault(place, {"produced": 0, "accepted": 0})
         row["produced"] += facts["images"]
         for name, count in facts["accepted"].items():
             row["accepted"] += count

@@ -287,6 +287,9 @@ def labels(
     action: Annotated[Literal["export", "import"], typer.Argument(help="export or import.")],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A .csv or .mat file.")],
     images: Annotated[Optional[Path], typer.Option(help="With export: a folder for the pictures, KEY.png.")] = None,
+    most_uncertain: Annotated[
+        Optional[int], typer.Option(min=1, metavar="N", help="With export: the N whose class the measurement leaves most open, and nobody has looked at.")
+    ] = None,
 ):
     """Take the labels of generated images out, or a person's corrections in; the next `vhs run` redoes what they touch.
 
@@ -294,14 +297,17 @@ def labels(
 
     A row has `key`, and any of: `accepted` (yes or no), `label` (small, normal, large), all key points (A_x, A_y ... in the image's pixels), which
     decide index and class. What is left empty or unchanged stays the machine's. A .mat file holds a struct `labels` with the same fields, `key` a
-    cell array and `points` an array [images, points, 2]. A faulty row is named, and then nothing is imported.
+    cell array and `points` an array [images, points, 2]. A faulty row is named, and then nothing is imported. The report says what every import changed.
     """
     from jobs import labels as corrections
     from jobs import plan
+    from jobs.config import ConfigError
 
+    if action == "import" and (images or most_uncertain):
+        raise ConfigError("--images and --most-uncertain go with export: an import takes what FILE says")
     opened = plan.reopen(run, read_only=action == "export")
     if action == "export":
-        console.print(f"{corrections.export(opened, file, images)} labels in {file}", markup=False)
+        console.print(f"{corrections.export(opened, file, images, most_uncertain)} labels in {file}", markup=False)
         return
     count = corrections.take(opened, file)
     said = f"{count} labels corrected: run the same command again" if count else "nothing in it differs from what the run has"

@@ -18,7 +18,8 @@ from shards.storage import Storage, open_storage
 from vhs.tuning import Settings
 
 SCOPE = "split"
-ROLES = ("real", "generated", "labels", "corrections", "generator", "labeller")
+MADE = ("generated", "labels", "generator")
+ROLES = ("real", *MADE, *(f"mixed_{role}" for role in MADE), "corrections", "labeller")
 
 
 @dataclass(frozen=True)

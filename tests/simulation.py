@@ -255,7 +255,8 @@ class Simulation:
     """One run on `workers` workers, four a node, through as many submissions as it takes."""
 
     SECONDS = {
-        "ingest": 20, "split": 10, "labeller": 200, "priors": 60, "dreambooth": 300, "generate": 300, "label": 30, "train": 400, "evaluate": 30, "report": 30,
+        "ingest": 20, "split": 10, "labeller": 200, "priors": 60, "dreambooth": 300, "prompts": 30, "generate": 300, "label": 30, "train": 400,
+        "evaluate": 30, "report": 30,
     }  # fmt: skip
 
     def __init__(self, workers: int, faults: Faults, seed: int, overrides: list[str], units_per_job: dict[str, int] | None = None):

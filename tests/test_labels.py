@@ -76,6 +76,23 @@ def test_points_from_a_person_decide_the_class_and_only_readers_are_redone(run, 
     assert not [unit for unit in redone if unit.startswith(("labels", "generated", "labeller", "generator", "classifier/real/"))]
     assert len(list(run.glob("rounds/split/*.json"))) == 2  # listed rounds stay
     vhs("verify", run, "--full")
+    assert "after a person had corrected so many generated images" in (run / "report" / "index.html").read_text()
+
+
+def test_what_a_person_should_look_at_first(run, tmp_path):
+    """The class that the measurement leaves most open; what was looked at does not come again."""
+    now = labels.table(opened(run))
+    assert "7 labels" in vhs("labels", run, "export", tmp_path / "l.csv", "--most-uncertain", 7, "--images", tmp_path / "pictures")
+    first = rows_of(tmp_path / "l.csv")
+    margin = (np.abs(now["index"].to_numpy()[:, None] - (8.2, 10)).min(1) / now.spread).to_numpy()
+    assert {row["key"] for row in first} == set(now.key[np.argsort(margin)[:7]]) and len(list((tmp_path / "pictures").iterdir())) == 7
+    for row in first:
+        row["accepted"] = "no" if row["accepted"] == "yes" else "yes"
+    write(tmp_path / "l.csv", first)
+    assert "7 labels corrected" in vhs("labels", run, "import", tmp_path / "l.csv")
+    vhs("labels", run, "export", tmp_path / "next.csv", "--most-uncertain", 7)
+    assert not {row["key"] for row in rows_of(tmp_path / "next.csv")} & {row["key"] for row in first}
+    assert "go with export" in vhs("labels", run, "import", tmp_path / "next.csv", "--most-uncertain", 3, code=1)
 
 
 def test_a_later_word_counts_and_the_mat_file_speaks_too(run, tmp_path):

@@ -13,6 +13,7 @@ from scipy.stats import binomtest, norm
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from vhs import metrics
+from vhs.arms import PRIMARY
 from vhs.measure import CLASSES, VIEWS
 
 few = hypothesis_settings(max_examples=25, deadline=None)
@@ -40,7 +41,7 @@ def simulated(rng, n, images_per_patient=1, seeds=1, p=0.8) -> pd.DataFrame:
     owner = np.arange(n) // images_per_patient
     difficulty = np.sqrt(0.5) * rng.normal(size=n)[owner] + np.sqrt(0.5) * rng.normal(size=n)
     parts = []
-    for arm in metrics.PRIMARY:
+    for arm in PRIMARY:
         for seed in range(seeds):
             correct = np.sqrt(0.7) * difficulty + np.sqrt(0.3) * rng.normal(size=n) < norm.ppf(p)
             parts.append(answers(correct, arm, seed, [f"p{i}" for i in owner]))
@@ -77,7 +78,7 @@ def test_copies_of_an_image_in_one_patient_add_no_certainty(correct, copies):
 def test_intervals_hold_their_estimate_and_swap_with_the_arms(seed, images_per_patient, seeds):
     predictions = simulated(np.random.default_rng(seed), 48, images_per_patient, seeds)
     one = metrics.accuracy(predictions[predictions.arm == "mixed"])
-    paired, swapped = metrics.paired_difference(predictions), metrics.paired_difference(predictions, *metrics.PRIMARY[::-1])
+    paired, swapped = metrics.paired_difference(predictions), metrics.paired_difference(predictions, *PRIMARY[::-1])
     assert 0 <= one["ci95"][0] <= one["accuracy"] <= one["ci95"][1] <= 1
     assert -1 <= paired["ci95"][0] <= paired["difference"] <= paired["ci95"][1] <= 1
     assert swapped["difference"] == pytest.approx(-paired["difference"])
@@ -315,7 +316,7 @@ def test_summary_has_the_documented_shape():
     ])
     found = metrics.summary(predictions, generated={"asked": 4, "produced": 3, "accepted": 2, "agreement": 0.5})
     assert json.loads(json.dumps(found)) == found
-    assert set(found) == {"purpose", "patients_known", "unlabelled", "arms", "paired", "labeller", "generated", "likeness"}
+    assert set(found) == {"purpose", "patients_known", "unlabelled", "arms", "paired", "differences", "labeller", "generated", "likeness"}
     assert list(found["arms"]) == ["real", "real-matched", "mixed", "measure"] and found["unlabelled"] == 0
     real, measure = found["arms"]["real"], found["arms"]["measure"]
     assert set(real) == {"test", "validation", "cv", "seeds"} and set(real["test"]) == set(real["validation"]) == FIGURES
@@ -328,7 +329,8 @@ def test_summary_has_the_documented_shape():
     }
     assert found["paired"]["difference"] == 0.5
     assert metrics.summary(predictions[predictions.arm != "mixed"])["paired"] is None
-    assert metrics.summary(predictions, unmixed=["split"])["paired"] is None and metrics.summary(predictions, unmixed=["fold-0"])["paired"]
+    assert metrics.summary(predictions, unmixed=[("mixed", "split")])["paired"] is None
+    assert metrics.summary(predictions, unmixed=[("mixed", "fold-0"), ("base", "split")])["paired"]
 
 
 def test_a_test_part_without_labels_is_judged_out_of_fold():
@@ -342,7 +344,7 @@ def test_a_test_part_without_labels_is_judged_out_of_fold():
     assert found["paired"]["from"] == "cv" and found["paired"]["difference"] == 0.5 and found["paired"]["images"] == 8
     assert metrics.verdict(found).endswith("out of fold, for the test part has no labels; these folds could have detected about "
                                            f"{50 * np.ptp(found['paired']['ci95']):.1f} points")
-    assert metrics.summary(predictions, unmixed=["fold-1"])["paired"] is None
+    assert metrics.summary(predictions, unmixed=[("mixed", "fold-1")])["paired"] is None
     alone = metrics.summary(test)
     assert alone["paired"] is None and metrics.verdict(alone) == "No verdict: the test part has no labels and no folds were run"
     some = pd.concat([test, arms([1, 0], [1, 1]).assign(key=["a", "b"] * 2), *folds])

@@ -129,7 +129,7 @@ def test_arms_that_differ_in_nothing_get_no_verdict(reference, tmp_path):
     assert (
         summary["paired"] is None
         and "No verdict" in printed
-        and "No generated image was mixed in for split" in (run / "report" / "index.html").read_text()
+        and "No generated image was mixed in for mixed (split)" in (run / "report" / "index.html").read_text()
     )
 
 

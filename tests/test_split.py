@@ -220,3 +220,32 @@ def test_errors_say_what_and_what_to_do(change, chosen, message):
 def test_an_unknown_scope_is_named():
     with pytest.raises(ValueError, match="scope 'fold-7'; theirs are split, fold-0, fold-1"):
         training(make_split(table(120), Split(folds=2)), "fold-7")
+
+
+@few
+@given(tables, st.sampled_from([0, 3]), st.integers(0, 99), st.floats(0.2, 0.6), st.floats(0.6, 1))
+def test_fewer_training_patients_are_among_more_and_all_are_still_judged(images, folds, seed, less, more):
+    whole, *thinned = (make_split(images, Split(seed=seed, folds=folds, training_fraction=fraction)) for fraction in (1.0, more, less))
+    for scope in scopes(Split(folds=folds)):
+        taught = [set(training(splits, scope)) | set(inner(splits, scope)) for splits in (whole, *thinned)]
+        assert taught[2] <= taught[1] <= taught[0] and all(held_out(splits, scope) == held_out(whole, scope) for splits in thinned)
+        assert {CLASSES[n] for n in thinned[1].label[thinned[1].key.isin(taught[2])]} == set(CLASSES)
+    pool, unused = thinned[1][thinned[1].part == "train"], thinned[1].unused
+    assert not unused[thinned[1].part == "test"].any()
+    patients = pool.groupby("patient").unused.agg(["all", "any"])
+    assert (patients["all"] == patients["any"]).all(), "a patient is taught with wholly or not at all"
+    assert 0 <= (~patients["all"]).mean() - less < 12 / len(patients)  # each stratum is rounded up
+
+
+def test_learnt_at_one_clinic_judged_at_another():
+    images = table(200, sources=3)
+    splits = make_split(images, Split(test_sources=("clinic 1",)))
+    assert set(splits.source[splits.key.isin(held_out(splits, "split"))]) == {"clinic 1"}
+    assert set(splits.source[splits.key.isin(training(splits, "split") + inner(splits, "split"))]) == {"clinic 0", "clinic 2"}
+    every = ("clinic 0", "clinic 1", "clinic 2")
+    for sources, said in ((("elsewhere",), f"elsewhere; the data's sources are {', '.join(every)}"), (every, "leave at least one")):
+        with pytest.raises(ValueError, match=said):
+            make_split(images, Split(test_sources=sources))
+    straddling = images.assign(patient=["dog"] * 2 + [f"dog {n}" for n in range(198)], source=["clinic 0", "clinic 1"] * 100)
+    with pytest.raises(ValueError, match="on both sides, 'dog' first"):
+        make_split(straddling, Split(test_sources=("clinic 1",)))

@@ -95,6 +95,8 @@ class Split(Section):
     inner_fraction: float = Field(0.1, gt=0, lt=0.5)  # of the training patients: schedulers and thresholds, never a reported figure
     duplicate_bits: int = Field(24, ge=0, le=64)  # of 256: images no further apart are one image (vhs/duplicates.py has the measurements)
     folds: int = Field(0, ge=0)  # 0: test split only; k >= 2: k-fold over everything that is not test, one generator and labeller a fold
+    test_sources: tuple[str, ...] = ()  # every image of these is the test part, all others train: what is learnt at one clinic, judged at another
+    training_fraction: float = Field(1.0, gt=0, le=1)  # of each scope's training patients (0.25's are among 0.5's); nothing else is taught or tuned with
 
 
 class Labeller(Section):
@@ -183,6 +185,14 @@ class DreamBooth(Section):
             return json.loads(Path(value).expanduser().read_text())
         except (OSError, ValueError) as error:
             raise ValueError(f"{value} cannot be read as a concepts_list.json ({error})") from None
+
+
+class Prompts(Section):
+    """Prompts to try before images are generated, against the one DreamBooth is taught with (jobs/stages/prompts.py)."""
+
+    candidates: tuple[str, ...] = ()  # templates as dreambooth.instance_prompt; none: nothing is tried
+    images: int = Field(16, ge=4)  # of each class, for each prompt
+    seed: int = 137
 
 
 class Generation(Section):

@@ -13,7 +13,7 @@ validation: it serves learning-rate schedulers and verdict thresholds, is never 
 An image of a given test part may have no label (UNKNOWN): it is predicted, and figures come from those that have one.
 
 The table of splits has one row an image, ordered by key: key, patient, source, label, part ("train" | "test"), fold (-1: in no fold) and
-one boolean column `inner_<scope>` for each scope.
+one boolean column `inner_<scope>` for each scope; with split.training_fraction also `unused`: those that teach nobody, and are held out as ever.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ def make_split(table: pd.DataFrame, settings: Split) -> pd.DataFrame:
     """
     images = _grouped(_checked(table, settings), settings)
     patients = _patients(images)
-    images["part"] = _given_part(images) if "split" in images else _draw_part(images, patients, settings)
+    if settings.test_sources:
+        images["part"] = _part_of_sources(images, settings.test_sources)
+    else:
+        images["part"] = _given_part(images) if "split" in images else _draw_part(images, patients, settings)
     images["fold"] = -1
     if settings.folds:
         pool = _of(patients, images[images.part == "train"])
@@ -49,6 +52,10 @@ def make_split(table: pd.DataFrame, settings: Split) -> pd.DataFrame:
         shares = np.full(settings.folds, 1 / settings.folds)
         fold = pd.Series(_deal(pool, shares, np.random.default_rng((settings.seed, 1))), pool.index)
         images["fold"] = images.group.map(fold).fillna(-1).astype(np.int64)
+    if settings.training_fraction < 1:
+        pool = _of(patients, images[images.part == "train"])
+        taught = _some(pool, settings.training_fraction, np.random.default_rng((settings.seed, 3)))
+        images["unused"] = (images.part == "train") & ~images.group.isin(taught)
     for number, scope in enumerate(scopes(settings)):
         rng = np.random.default_rng((settings.seed, 2, number))
         images[f"inner_{scope}"] = _draw_inner(images, patients, scope, rng, settings.inner_fraction)
@@ -124,7 +131,8 @@ def _held_out(splits: pd.DataFrame, scope: str) -> pd.Series:
 
 
 def _pool(splits: pd.DataFrame, scope: str) -> pd.Series:
-    return (splits.part == "train") & ~_held_out(splits, scope)
+    pool = (splits.part == "train") & ~_held_out(splits, scope)
+    return pool & ~splits.unused if "unused" in splits else pool
 
 
 def _checked(table: pd.DataFrame, settings: Split) -> pd.DataFrame:
@@ -204,6 +212,27 @@ def _deal(patients: pd.DataFrame, shares: np.ndarray, rng: np.random.Generator) 
         class_count[c, part] += size[i]
         total[part] += size[i]
     return parts
+
+
+def _some(patients: pd.DataFrame, fraction: float, rng: np.random.Generator) -> pd.Index:
+    """That fraction of every stratum, rounded up; a larger fraction's hold a smaller one's."""
+    shuffled = patients.iloc[rng.permutation(len(patients))].groupby("stratum", sort=False)
+    rank, size = shuffled.cumcount(), shuffled["size"].transform("count")
+    return rank.index[rank < np.ceil(fraction * size - 1e-9)]
+
+
+def _part_of_sources(images: pd.DataFrame, sources: tuple[str, ...]) -> pd.Series:
+    there = sorted(images.source.unique())
+    if unknown := sorted(set(sources) - set(there)):
+        raise ValueError(f"split.test_sources names {', '.join(unknown)}; the data's sources are {', '.join(there)}")
+    if set(there) <= set(sources):
+        raise ValueError(f"split.test_sources names all of {', '.join(there)}: leave at least one to train on")
+    part = images.source.isin(sources).map({True: "test", False: "train"})
+    torn = part.groupby(images.group).nunique().loc[lambda parts: parts > 1]
+    if torn.size:
+        what = f"{torn.size} patients have images, or near-duplicates, in sources on both sides, {torn.index[0]!r} first"
+        raise ValueError(f"{what}: take them out, or let the test part be drawn (test_sources=[])")
+    return part
 
 
 def _draw_part(images: pd.DataFrame, patients: pd.DataFrame, settings: Split) -> pd.Series:

@@ -10,7 +10,7 @@ Each is a module with
     work(config, inputs, output) -> Files | Shard | Table     one unit's work: plain, importable, heavy imports inside
 """
 
-from jobs.stages import dreambooth, evaluate, generate, ingest, label, labeller, priors, report, split, train
+from jobs.stages import dreambooth, evaluate, generate, ingest, label, labeller, priors, prompts, report, split, train
 
 STAGES = (
     ingest,  # files as users bring them -> grey, letterboxed, in shards, with class and key points        real/
@@ -18,6 +18,7 @@ STAGES = (
     labeller,  # a key-point network that measures images, fine-tuned on a scope's training images         labeller/
     priors,  # class images drawn by the base model, for prior preservation                                priors/
     dreambooth,  # the base model fine-tuned on a scope's training images                                  generator/
+    prompts,  # where candidates are given: the one that draws best, by the scope's own labeller                prompts/
     generate,  # image number i of a prompted class from seed i, in units, in rounds                       generated/
     label,  # each generated image measured: index, class, spread, verdict with reason                     labels/
     train,  # a timm classifier for each arm, scope and seed                                               classifier/

@@ -1,6 +1,7 @@
 """dreambooth: the base model fine-tuned on a scope's training images, class images beside them (Ruiz et al. 2023).
 
-It records the keys and patients it saw: the leak guard (jobs/lineage.py) holds what it generates against them.
+It records the keys and patients it saw: the leak guard (jobs/lineage.py) holds what it generates against them. So do the controls beside it
+(jobs/generators.py), which train nothing.
 """
 
 from __future__ import annotations
@@ -13,25 +14,48 @@ AFTER = ("ingest", "split", "priors")
 
 
 def units(run) -> list[Unit]:
+    from jobs import generators
+
+    wanted = generators.wanted(run.config)
+    return [_unit(run, scope) if name == generators.DREAMBOOTH else _control(run, name, scope) for scope in run.scopes for name in wanted]
+
+
+def _unit(run, scope: str) -> Unit:
     from jobs import models
+
     inputs = {"real": run.committed("ingest"), "splits": run.committed("split"), "priors": run.committed("priors")}
     base, settings = models.fingerprint(models.base(run.config)), run.config.dreambooth
     # what counts as one film decides whose patients the user's own class images are
     alike = {"duplicate_bits": run.config.split.duplicate_bits} if any(concept.class_data_dir for concept in settings.concepts) else {}
-    return [
-        run.unit(
-            NAME,
-            f"{FOLDER}/{scope}",
-            inputs,
-            params={"scope": scope, "base": base, **alike},
-            ranks=settings.ranks,
-            apart=bool(settings.sharding),
-        )
-        for scope in run.scopes
-    ]
+    params = {"scope": scope, "base": base, **alike}
+    return run.unit(NAME, f"{FOLDER}/{scope}", inputs, params=params, ranks=settings.ranks, apart=bool(settings.sharding))
+
+
+def _control(run, name: str, scope: str) -> Unit:
+    from jobs import generators, models
+
+    inputs = {"real": run.committed("ingest"), "splits": run.committed("split")}
+    base = {"base": models.fingerprint(models.base(run.config))} if name == "base" else {}
+    return run.unit(NAME, f"{FOLDER}/{generators.place(name, scope)}", inputs, params={"scope": scope, "generator": name, **base})
 
 
 def work(config, inputs, output) -> Files:
+    if "generator" in inputs.params:
+        return _record(config, inputs)
+    return _train(config, inputs, output)
+
+
+def _record(config, inputs) -> Files:
+    """Whom a control has seen: who is copied, or on whom the base model was trained."""
+    from jobs import lineage, models
+
+    training, name = lineage.split_rows(inputs).training, inputs.params["generator"]
+    before = [models.seen(models.base(config))] if name == "base" else []
+    seen = lineage.seen(training if name == "null" else training.head(0), *before)
+    return Files({"scope": inputs.params["scope"], "sources": sorted(set(training.source)), **seen})
+
+
+def _train(config, inputs, output) -> Files:
     import json
     from itertools import product
 

@@ -1,12 +1,14 @@
 """evaluate: each arm's word on every held-out image of a scope and on every image of its inner validation, once. No augmentation.
 
 The column `role` tells them apart: figures and verdict rest on "held-out" alone; "validation" is what schedules and thresholds looked at
-(a set's own valid split, where it has one), shown beside. The arm `measure` trains nothing: it is the labeller's index cut at the edges.
+(a set's own valid split, where it has one), shown beside. Two arms train nothing: `measure` is the labeller's index cut at
+the edges, `source` looks at no image.
 """
 
 from __future__ import annotations
 
 from jobs.unit import Table, Unit
+from vhs.arms import UNTRAINED
 
 NAME, FOLDER, KIND, TORCH = "evaluate", "predictions", "parquet", True
 SCIENCE = ("view", "resolution", "threads", "edges", "high_is_large", "labeller.passes")
@@ -17,15 +19,9 @@ def units(run) -> list[Unit]:
     real = {"real": run.committed("ingest"), "splits": run.committed("split")}
     made = []
     for scope in run.scopes:
-        if "measure" in run.config.arms:
-            made.append(
-                run.unit(
-                    NAME,
-                    f"{FOLDER}/measure/{scope}",
-                    real | {"labeller": run.committed("labeller", scope=scope)},
-                    params={"arm": "measure", "scope": scope},
-                )
-            )
+        for arm in (arm for arm in UNTRAINED if arm in run.config.arms):
+            inputs = real | ({"labeller": run.committed("labeller", scope=scope)} if arm == "measure" else {})
+            made.append(run.unit(NAME, f"{FOLDER}/{arm}/{scope}", inputs, params={"arm": arm, "scope": scope}))
         for trained in (unit for unit in run.units("train") if unit.params["scope"] == scope):
             arm, seed = trained.params["arm"], trained.params["seed"]
             made.append(
@@ -55,7 +51,8 @@ def work(config, inputs, output) -> Table:
     table = rows[["key", "role", "patient", "source", "label", "index", "points", "origin"]].assign(
         arm=params["arm"], scope=params["scope"], seed=params.get("seed", NO_SEED)
     )
-    answers = _measured(config, inputs, rows) if params["arm"] == "measure" else _classified(config, inputs, rows)
+    how = {"measure": _measured, "source": _by_source}.get(params["arm"], _classified)
+    answers = how(config, inputs, rows)
     return Table(pa.Table.from_pandas(table.merge(answers, on="key", validate="one_to_one"), preserve_index=False))
 
 
@@ -74,6 +71,22 @@ def _classified(config, inputs, rows):
     probability = found["probability"]
     return pd.DataFrame(
         {"key": found["key"], "predicted": probability.argmax(1), **{f"p_{name}": probability[:, i] for i, name in enumerate(CLASSES)}}
+    )
+
+
+def _by_source(config, inputs, rows):
+    """For each image the classes' shares among the scope's training images of its source; of all of them, for a source that nobody trained on."""
+    import pandas as pd
+
+    from jobs import lineage
+    from vhs.measure import CLASSES
+
+    training = lineage.split_rows(inputs).training
+    shares = pd.crosstab(training.source, training.label, normalize="index").reindex(columns=range(len(CLASSES)), fill_value=0.0)
+    everywhere = training.label.value_counts(normalize=True).reindex(range(len(CLASSES)), fill_value=0.0)
+    of_each = pd.DataFrame([shares.loc[source] if source in shares.index else everywhere for source in rows.source]).to_numpy()
+    return pd.DataFrame(
+        {"key": rows.key, "predicted": of_each.argmax(1), **{f"p_{name}": of_each[:, n] for n, name in enumerate(CLASSES)}}
     )
 
 

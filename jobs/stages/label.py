@@ -4,6 +4,8 @@ measure   the class of its measured index, if no verdict speaks against it      
 prompt    the prompted class                                                     both unless the image copies a training image
 teacher   the class that a classifier of the scope's real training images sees, where it is sure enough
 hand      its measured class, once a person accepts it: vhs labels RUN export, import
+
+Copies of training images and fresh phantoms (jobs/generators.py) are what they are: their class is known, and no verdict is asked.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from jobs.unit import Table, Unit
 NAME, FOLDER, KIND, TORCH = "label", "labels", "parquet", True
 SCIENCE = ("view", "edges", "high_is_large", "threads", "labeller.passes", "label_by")
 AFTER = ("labeller", "generate")
-SOURCES = {"measure": "machine", "hand": "machine", "prompt": "prompt", "teacher": "teacher"}  # label_by -> label_source, before a person spoke
+SOURCES = {"measure": "machine", "hand": "machine", "prompt": "prompt", "teacher": "teacher", "known": "known"}  # -> label_source, unless a person speaks
 
 
 def units(run) -> list[Unit]:
@@ -30,14 +32,14 @@ def work(config, inputs, output) -> Table:
     import numpy as np
     import pyarrow as pa
 
-    from jobs import batches, world
+    from jobs import batches, generators, world
     from vhs.labelling import Labeller
     from vhs.measure import CLASSES
 
-    rows = inputs.samples("shard")
+    rows, by = inputs.samples("shard"), "known" if generators.made_by(inputs.params) in generators.KNOWING else config.label_by
     labeller = Labeller.load(inputs.folder("labeller")).to(world.device(config.execution.device))
     measured = labeller.measure(batches.load_images(inputs.storage, rows), rows.key.tolist(), passes=config.labeller.passes)
-    label, reasons = _decided(config, inputs, rows, labeller, measured)
+    label, reasons = _decided(by, config, inputs, rows, labeller, measured)
     accepted = (label >= 0) & np.array([not reason for reason in reasons])
     near_key, near_distance = labeller.copies.nearest(measured) if labeller.copies else ([None] * len(rows), np.full(len(rows), np.nan))
     table = pa.table(
@@ -49,7 +51,7 @@ def work(config, inputs, output) -> Table:
             "label": label,
             "accepted": accepted,
             "reason": reasons,
-            "label_source": [SOURCES[config.label_by]] * len(rows),
+            "label_source": [SOURCES[by]] * len(rows),
             "labeller": [inputs.markers("labeller")[0].path] * len(rows),
             "near_key": pa.array(near_key, pa.string()),
             "near_distance": near_distance,
@@ -59,7 +61,7 @@ def work(config, inputs, output) -> Table:
     return Table(table, {"images": len(rows), "accepted": counts})
 
 
-def _decided(config, inputs, rows, labeller, measured):
+def _decided(by: str, config, inputs, rows, labeller, measured):
     """Label int64 [N] (-1: none) and the reason against accepting each image, "" where there is none."""
     import numpy as np
 
@@ -69,12 +71,15 @@ def _decided(config, inputs, rows, labeller, measured):
     finite = np.isfinite(measured.index)
     seen = np.where(finite, config.measure.classify(np.where(finite, measured.index, 0)), -1)
     verdicts = [reason for _, reason in labeller.verdict(measured)]
-    if config.label_by == "measure":
+    prompted = rows.prompted.map(CLASSES.index).to_numpy()
+    if by == "known":
+        return prompted, [""] * len(rows)
+    if by == "measure":
         return seen, verdicts
-    if config.label_by == "hand":
+    if by == "hand":
         return seen, [reason or "not yet judged by a person" for reason in verdicts]
     copies = ["near-copy" if copied else "" for copied in labeller.copied(measured)]
-    if config.label_by == "prompt":
-        return rows.prompted.map(CLASSES.index).to_numpy(), copies
+    if by == "prompt":
+        return prompted, copies
     said, sure = teacher.answers(config, inputs, rows)
     return said, [reason or ("" if ok else "teacher unsure") for reason, ok in zip(copies, sure)]

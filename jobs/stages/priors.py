@@ -23,11 +23,13 @@ AFTER = ()
 def units(run) -> list[Unit]:
     """A class, or a concept, has a unit for the images to draw and one for the user's own, and all share `priors.images`. No source otherwise: the
     base has no word for it."""
-    from jobs import models
+    from jobs import generators, models
     from jobs.drawing import stratum
     from vhs.measure import CLASSES
     from vhs.prompts import concepts
 
+    if generators.DREAMBOOTH not in generators.wanted(run.config):
+        return []
     base, settings = models.fingerprint(models.base(run.config)), run.config.dreambooth
     strata = list(concepts(settings)) or [(name, None) for name in CLASSES]
     own = run.freeze(f"{FOLDER}/own.json", lambda: _own(settings)) if any(c.class_data_dir for c in settings.concepts) else {}
@@ -72,7 +74,7 @@ def work(config, inputs, output) -> Shard:
         return _read_own(inputs.params["files"], config.resolution, prompt, about)
     stream = (config.priors.seed, "priors", drawing.stratum(name, source))
     wanted = [drawing.Wanted(number, prompt, drawing.image_seed(*stream, number)) for number in range(inputs.params["images"])]
-    return drawing.draw_shard(config, models.base(config), config.priors, wanted, about)
+    return drawing.as_shard(config, drawing.draw(config, models.base(config), config.priors, wanted), wanted, about)
 
 
 def _read_own(files: list[dict[str, str]], resolution: int, prompt: str, about: dict[str, str | None]) -> Shard:

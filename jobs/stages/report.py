@@ -5,6 +5,8 @@ Images, measurements and curves that the page shows are those of the scope `spli
 
 from __future__ import annotations
 
+import json
+
 from jobs.unit import Files, Unit
 
 NAME, FOLDER, KIND, TORCH = "report", "report", "json", True
@@ -17,20 +19,24 @@ FEATURE_CHUNK = 256  # images in memory at a time
 
 
 def units(run) -> list[Unit]:
-    from jobs import labels, models
+    from jobs import generators, labels, models
 
+    own = {stage: generators.committed(run, stage, generators.DREAMBOOTH, "split") for stage in ("dreambooth", "generate", "label")}
     inputs = {
         "real": run.committed("ingest"),
         "splits": run.committed("split"),
         "labeller": run.committed("labeller", scope="split"),
-        "generator": run.committed("dreambooth", scope="split"),
-        "generated": run.committed("generate", scope="split"),
-        "labels": run.committed("label", scope="split"),
+        "generator": own["dreambooth"],
+        "generated": own["generate"],
+        "labels": own["label"],
+        "prompts": run.committed("prompts", scope="split"),
         "classifiers": run.committed("train"),
         "predictions": run.committed("evaluate"),
     }
     if said := labels.tables(run, "split"):
         inputs["corrections"] = said
+        now = set(inputs["predictions"])  # what mixed answered before a person spoke stays beside what it answers since
+        inputs["earlier"] = [name for name in run.under("predictions/mixed/split/") if name not in now]
     params = {"scope": "split", "analysis": run.analysis}
     if run.config.report.inception:
         params["inception"] = models.fingerprint(run.config.report.inception)
@@ -38,25 +44,22 @@ def units(run) -> list[Unit]:
 
 
 def work(config, inputs, output) -> Files:
-    import json
+    import pandas as pd
 
-    from jobs import labels, lineage, rounds
+    from jobs import lineage
     from shards import crash
     from vhs import metrics
-    from vhs.measure import CLASSES
     from vhs.report import render
 
     predictions, scope = _predictions(inputs), lineage.split_rows(inputs)
-    generated = _generated(config, inputs)
-    taught = rounds.accepted(inputs.samples("generated"), labels.of(inputs), config.generation.quota)
-    strata = len(CLASSES) * (len(inputs.facts("generator")["sources"]) if config.generation.by_source else 1)
     part, judged = metrics.judged(predictions)
     measured = judged[judged.arm == "measure"]
-    likeness, by_class = _likeness(config, inputs, scope.training, taught)
+    generated = _generated(config, inputs) if inputs.markers("generator") else None  # else only controls were mixed in
+    counts, likeness, tables = _of_generated(config, inputs, scope, generated) if generated is not None else (None, None, {})
     summary = metrics.summary(
         predictions,
         labeller=metrics.labeller_quality(measured) if len(measured) else None,
-        generated=metrics.generated_counts(generated, asked=config.generation.quota * strata),
+        generated=counts,
         likeness=likeness,
         purpose=config.purpose,
         patients_known=inputs.facts("splits")["patients_known"],
@@ -65,9 +68,13 @@ def work(config, inputs, output) -> Files:
     (output.folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     crash.window("report-half-written")
     _write_csvs(predictions, output.folder / "predictions")
-    tables = metrics.generated_tables(generated) | {"likeness": by_class, "composition": _composition(inputs, scope, taught)}
+    tables["composition"] = _composition(inputs, scope)
     if len(judged):
         tables |= metrics.tables(judged, config.measure)
+    if inputs.markers("prompts"):
+        tables["prompts"] = pd.DataFrame(inputs.facts("prompts")["ranking"])
+    if inputs.markers("earlier"):
+        tables["corrections"] = _after_corrections(inputs, predictions)
     if len(measured):
         tables["measurement"] = metrics.measurement_by(measured, "source")
     figures = _figures(config, inputs, summary, measured, generated, scope)
@@ -102,10 +109,41 @@ def _generated(config, inputs):
     return rows.sort_values(["number", "prompted"], kind="stable", ignore_index=True)
 
 
-def _unmixed(inputs) -> list[str]:
-    """Scopes whose mixed arm trained on no generated image."""
-    facts = [marker.facts for marker in inputs.markers("classifiers")]
-    return sorted({item["scope"] for item in facts if item["arm"] == "mixed" and not item["generated"]})
+def _of_generated(config, inputs, scope, generated):
+    """What the summary and the tables say of the images in `generated`: their counts, their likeness, tables."""
+    from jobs import labels, rounds
+    from vhs import metrics
+    from vhs.measure import CLASSES
+
+    taught = rounds.accepted(inputs.samples("generated"), labels.of(inputs), config.generation.quota)
+    strata = len(CLASSES) * (len(inputs.facts("generator")["sources"]) if config.generation.by_source else 1)
+    likeness, by_class = _likeness(config, inputs, scope.training, taught)
+    return metrics.generated_counts(generated, asked=config.generation.quota * strata), likeness, metrics.generated_tables(generated) | {"likeness": by_class}
+
+
+def _after_corrections(inputs, predictions):
+    """What mixed gained on the test part by each import of a person's corrections."""
+    import pandas as pd
+
+    from jobs.unit import read_marker
+    from shards import manifest
+    from vhs import metrics
+
+    def corrected(tables: list[str]) -> int:
+        return len({key for name in tables for key in manifest.read(inputs.storage, name)["key"].to_pylist()})
+
+    answers = [predictions[(predictions.scope == "split") & (predictions.arm == "mixed")].assign(corrected=inputs.table("corrections").key.nunique())]
+    for marker in inputs.markers("earlier"):
+        (classifier,) = json.loads(manifest.metadata(manifest.read(inputs.storage, marker.path))["unit"])["inputs"]["classifier"]
+        said = [name for name, _ in read_marker(inputs.storage, classifier).inputs.get("corrections", [])]
+        answers.append(manifest.read(inputs.storage, marker.path).to_pandas().assign(corrected=corrected(said)))
+    return metrics.gain_by_corrections(pd.concat(answers, ignore_index=True))
+
+
+def _unmixed(inputs) -> list[tuple[str, str]]:
+    """(arm, scope) of arms that are real-matched by another name: there was nothing to mix in."""
+    facts = [marker.facts for marker in inputs.markers("classifiers") if marker.facts["arm"] not in ("real", "real-matched")]
+    return sorted({(item["arm"], item["scope"]) for item in facts if not item["generated"]})
 
 
 def _likeness(config, inputs, real, generated):
@@ -143,25 +181,31 @@ def _features(config, inputs, rows):
     return np.concatenate(found)
 
 
-def _composition(inputs, scope, taught):
+ORIGINS = {"null": "copies of training images", "oracle": "fresh phantoms", "base": "generated by the base model"}
+
+
+def _composition(inputs, scope):
     """Table 1: images of each class in each part, and how many of either origin each arm trains on."""
+    import numpy as np
     import pandas as pd
 
-    from vhs import metrics
+    from vhs.arms import ARMS
     from vhs.measure import CLASSES
 
-    def row(images: str, origin: str, rows, prior: str = "", steps=None) -> dict:
-        counts = {name: int((rows.label == label).sum()) for label, name in enumerate(CLASSES)}
-        no_label = int((rows.label < 0).sum())
-        return {"images": images, "origin": origin, "drawn": prior, **counts, "no label": no_label, "all": len(rows), "optimizer steps": steps}
+    def row(images: str, origin: str, labels, prior: str = "", steps=None) -> dict:
+        counts = {name: int((labels == label).sum()) for label, name in enumerate(CLASSES)}
+        no_label = int((labels < 0).sum())
+        return {"images": images, "origin": origin, "drawn": prior, **counts, "no label": no_label, "all": len(labels), "optimizer steps": steps}
 
-    rows = [row(name, "real", getattr(scope, part)) for name, part in (("training", "training"), ("validation", "inner"), ("test", "held_out"))]
+    parts = (("training", scope.training), ("validation", scope.inner), ("test", scope.held_out))
+    rows = [row(name, "real", part.label) for name, part in parts]
     facts = {marker.facts["arm"]: marker.facts for marker in inputs.markers("classifiers") if marker.facts["scope"] == "split"}
-    for arm, said in ((arm, facts[arm]) for arm in metrics.ARMS if arm in facts):
+    for arm, said in ((arm, facts[arm]) for arm in ARMS if arm in facts):
         prior = " : ".join(f"{100 * share:.0f}" for share in said["class_prior"]) if said["class_prior"] else "as they are"
-        rows.append(row(f"arm {arm}", "real", scope.training, prior, said["steps"]))
+        rows.append(row(f"arm {arm}", "real", scope.training.label, prior, said["steps"]))
         if said["generated"]:
-            rows.append(row(f"arm {arm}", "generated", taught, prior))
+            labels = np.repeat(np.arange(len(CLASSES)), said["generated_by_class"])
+            rows.append(row(f"arm {arm}", ORIGINS.get(arm, "generated"), labels, prior))
     table = pd.DataFrame(rows)
     return table if table["no label"].any() else table.drop(columns="no label")
 
@@ -171,13 +215,17 @@ def _figures(config, inputs, summary: dict, measured, generated, scope) -> dict[
     from jobs import sheets
     from vhs import metrics, report
 
-    view, accepted, refused = config.measure, generated[generated.accepted], generated[~generated.accepted]
-    learnt = _curves(inputs)
+    view, learnt = config.measure, _curves(inputs)
     figures = {"forest": report.forest(summary), "real": sheets.plain(inputs, scope.training)}
     if true := sheets.true(config, inputs, scope.training):
         figures["true"] = true
     if measured["index"].notna().any():
         figures |= {"labeller": report.labeller_scatter(measured, view), "agreement": report.agreement(measured, view)}
+    if len(learnt):
+        figures["curves"] = report.curves(learnt)
+    if generated is None:
+        return figures
+    accepted, refused = generated[generated.accepted], generated[~generated.accepted]
     if len(bins := metrics.generated_by_index(generated, view)):
         figures["bins"] = report.index_bins(bins, view)
     if len(accepted):
@@ -186,15 +234,11 @@ def _figures(config, inputs, summary: dict, measured, generated, scope) -> dict[
         figures["rejected"] = sheets.rejected(config, inputs, refused)
     if "near_key" in accepted and accepted.near_key.isin(scope.training.key).any():
         figures["pairs"] = sheets.pairs(inputs, accepted, scope.training)
-    if len(learnt):
-        figures["curves"] = report.curves(learnt)
     return figures
 
 
 def _curves(inputs):
     """The learning curves that the scope's models left, long: model, series, number, step, figure, value."""
-    import json
-
     import pandas as pd
 
     found = []
@@ -231,8 +275,8 @@ def _notes(config, inputs, part: str) -> dict:
         limits.append(f"{len(rejects)} files were not used, the first {rejects[0]['file']}: {rejects[0]['reason']}.")
     if unmixed := _unmixed(inputs):
         limits.append(
-            f"No generated image was mixed in for {', '.join(unmixed)}: at least one class had none accepted, and then origin would tell "
-            "the class. There mixed and real-matched are the same training."
+            f"No generated image was mixed in for {', '.join(f'{arm} ({scope})' for arm, scope in unmixed)}: at least one class had none accepted, "
+            "and then origin would tell the class. There the arm and real-matched are the same training."
         )
     plan = {
         what.replace("_", " "): ", ".join(map(str, said)) if isinstance(said, list) else said

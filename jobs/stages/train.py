@@ -4,6 +4,7 @@ real          the scope's training images, each once an epoch, as the study did
 mixed         those and the accepted generated images, both origins drawn with the same class prior (else origin would tell the class)
 real-matched  real images only, with mixed's class prior, optimizer steps, initial weights and augmentation: what mixed is compared with
 pretrain      generated images first, real ones after, each with mixed's class prior, together mixed's optimizer steps
+null, oracle, base   as mixed, with images of another generator (jobs/generators.py), as many draws of them
 
 Learning-rate schedules and the choice of an epoch look at the scope's inner validation, never at held-out images.
 """
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from jobs.unit import Files, Unit
+from vhs.arms import UNTRAINED
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,25 +38,25 @@ def units(run) -> list[Unit]:
         _unit(run, arm, scope, seed)
         for scope in run.scopes
         for arm in run.config.arms
-        if arm != "measure"
+        if arm not in UNTRAINED
         for seed in run.config.seeds
     ]
 
 
 def made_of(run, arm: str, scope: str) -> dict[str, list[str]]:
-    """The inputs of an arm's units, by role."""
-    from jobs import labels
+    """The inputs of an arm's units, by role. What mixed trains on is among those of every arm but real: how many images these are."""
+    from jobs import generators, labels
 
-    inputs = {"real": run.committed("ingest"), "splits": run.committed("split")}
-    if arm != "real":  # real-matched looks at how many images mixed trains on, not at the images
-        inputs |= {
-            "generated": run.committed("generate", scope=scope),
-            "labels": run.committed("label", scope=scope),
-            "generator": run.committed("dreambooth", scope=scope),
-            "labeller": run.committed("labeller", scope=scope),
-        }
-        if said := labels.tables(run, scope):
-            inputs["corrections"] = said
+    inputs, generator = {"real": run.committed("ingest"), "splits": run.committed("split")}, generators.of_arm(arm)
+    if arm == "real":
+        return inputs
+    for role, stage in (("generated", "generate"), ("labels", "label"), ("generator", "dreambooth")):
+        inputs[role] = generators.committed(run, stage, generator, scope)
+        if generator != generators.DREAMBOOTH:
+            inputs[f"mixed_{role}"] = generators.committed(run, stage, generators.DREAMBOOTH, scope)
+    inputs["labeller"] = run.committed("labeller", scope=scope)
+    if said := labels.tables(run, scope):
+        inputs["corrections"] = said
     return inputs
 
 
@@ -111,7 +113,9 @@ def fit(config, inputs, scope, output, told: Callable[[dict], None] = lambda fig
     inner = batches.Epochs(inputs.storage, scope.inner, settings.batch, lambda epoch: np.arange(len(scope.inner)))
     truth = dict(zip(scope.inner.key, scope.inner.label, strict=True))
     seed, curve = inputs.params["seed"], Curve(steps)
-    facts = {"real": draw.real, "generated": draw.generated, "steps": steps, "class_prior": draw.prior, "class_weights": weights}
+    by_class = np.bincount(draw.rows.label[draw.real :], minlength=len(CLASSES)).tolist()
+    facts = {"real": draw.real, "generated": draw.generated, "generated_by_class": by_class}
+    facts |= {"steps": steps, "class_prior": draw.prior, "class_weights": weights}
     judge = training.inner_validation(lambda: inner(0, 0), truth, accelerator, settings.size_px)
 
     def validate(model) -> dict[str, float]:
@@ -143,7 +147,8 @@ def fit(config, inputs, scope, output, told: Callable[[dict], None] = lambda fig
 
 @dataclass(frozen=True)
 class Draw:
-    """What an arm trains on: a table of images, and which of its rows each epoch draws. `real`, `generated`: images of each origin in it."""
+    """What an arm trains on: a table of images, and which of its rows each epoch draws. `real`, `generated`: images of each origin in it, real ones
+    first."""
 
     rows: pd.DataFrame
     order: Order
@@ -154,10 +159,11 @@ class Draw:
 
 def _draw(config, inputs, scope: ScopeRows) -> Draw:
     """The arm's images in its order. Mixed and real-matched draw the same real images at the same places; where mixed then draws generated
-    images, real-matched draws further real ones of the same classes. Without any to mix, all arms but real are real-matched."""
+    images, real-matched draws further real ones of the same classes, and a control's arm its own. Without any to mix, all arms but real are
+    real-matched."""
     import pandas as pd
 
-    from jobs import batches
+    from jobs import batches, generators
 
     arm, seed = inputs.params["arm"], inputs.params["seed"]
     columns = [*batches.ORDER_COLUMNS, "label"]
@@ -165,14 +171,19 @@ def _draw(config, inputs, scope: ScopeRows) -> Draw:
     if arm == "real":
         return Draw(real, batches.shuffled(len(real), seed), len(real), 0, None)
     prior = _prior(config, real)
-    drawn = _mixable(accepted(config, inputs, scope.held_out_patients), prior)[columns]
-    if arm == "real-matched" or not len(drawn):
-        return Draw(real, _together(real, real, 0, len(drawn), prior, seed), len(real), 0, prior)
+    made = bool(inputs.markers("generator"))  # else only controls are mixed in
+    drawn = accepted(config, inputs, scope.held_out_patients) if made else real.head(0)
+    own = made and generators.of_arm(arm) == generators.DREAMBOOTH
+    counts = drawn.label.value_counts() if own else _mixed(config, inputs, scope.training.source.nunique())
+    drawn = drawn[drawn.groupby("label").cumcount() < drawn.label.map(counts).fillna(0)][columns]
+    count = _mixable(counts, prior)
+    if arm == "real-matched" or not count or not _mixable(drawn.label.value_counts(), prior):
+        return Draw(real, _together(real, real, 0, count, prior, seed), len(real), 0, prior)
     rows = pd.concat([real, drawn], ignore_index=True)
     if arm == "pretrain":
         order = _one_after_the_other(real, drawn, prior, seed, config.classifier)
     else:
-        order = _together(real, drawn, len(real), len(drawn), prior, seed)
+        order = _together(real, drawn, len(real), count, prior, seed)
     return Draw(rows, order, len(real), len(drawn), prior)
 
 
@@ -223,7 +234,7 @@ def _prior(config, real: pd.DataFrame) -> list[float]:
 
 
 def accepted(config, inputs, held_out_patients: frozenset[str]) -> pd.DataFrame:
-    """The accepted generated images of the scope that `inputs` are of, past the leak guard: what the arm mixed adds to the real ones."""
+    """The accepted generated images of the scope that `inputs` are of, past the leak guard: what the arm adds to the real ones."""
     from jobs import labels, lineage, rounds
 
     drawn = rounds.accepted(inputs.samples("generated"), labels.of(inputs), config.generation.quota)
@@ -232,7 +243,20 @@ def accepted(config, inputs, held_out_patients: frozenset[str]) -> pd.DataFrame:
     return drawn
 
 
-def _mixable(drawn: pd.DataFrame, prior: list[float]) -> pd.DataFrame:
-    """`drawn`, or none of it where a class has no accepted image: it could not be drawn with the prior, and then origin would tell the class."""
+def _mixed(config, inputs, sources: int) -> pd.Series:
+    """How many generated images of each class (its number) the arm mixed trains on; in a run without that arm what the quota asks for."""
+    import pandas as pd
+
+    from jobs import labels, rounds
+    from vhs.measure import CLASSES
+
+    if inputs.markers("mixed_generator"):
+        said = labels.corrected(inputs.table("mixed_labels"), inputs.table("corrections"))
+        return rounds.accepted(inputs.samples("mixed_generated"), said, config.generation.quota).label.value_counts()
+    return pd.Series(config.generation.quota * (sources if config.generation.by_source else 1), index=range(len(CLASSES)))
+
+
+def _mixable(counts: pd.Series, prior: list[float]) -> int:
+    """Images in all of `counts` by class, or 0 where a class has none: it could not be drawn with the prior, and then origin would tell the class."""
     wanted = {label for label, share in enumerate(prior) if share}
-    return drawn if wanted <= set(drawn.label) else drawn.head(0)
+    return int(counts.sum()) if wanted <= set(counts[counts > 0].index) else 0

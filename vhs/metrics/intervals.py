@@ -23,7 +23,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from vhs.metrics.predictions import PRIMARY, owners
+from vhs.arms import PRIMARY
+from vhs.metrics.predictions import owners
 
 LEVEL = 0.95
 _Z = stats.norm.ppf((1 + LEVEL) / 2)

@@ -14,17 +14,11 @@ from collections.abc import Collection
 
 import pandas as pd
 
-ARMS = {  # in the order every table and figure shows them
-    "real": "real images as they are, the study's baseline",
-    "real-matched": "real images only, drawn with mixed's class prior, optimizer steps, initial weights and augmentation",
-    "mixed": "real and generated images together",
-    "pretrain": "first generated images, then real ones",
-    "measure": "no classifier: the labeller's index cut at the class edges",
-}
+from vhs.arms import ARMS
+
 NO_SEED = -1
 UNLABELLED = -1
 HELD_OUT, VALIDATION = "held-out", "validation"
-PRIMARY = ("mixed", "real-matched")
 
 
 def joined_once(predictions: pd.DataFrame, expected_keys: Collection[str]) -> pd.DataFrame:

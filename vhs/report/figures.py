@@ -21,10 +21,10 @@ STAND_INS = {INK: "currentColor", ACCENT: "var(--accent, #0f6fb5)", SECOND: "var
 
 def forest(summary: dict) -> bytes:
     """Accuracy of every arm with its 95% interval (test filled, cross-validation hollow, validation a tick) and below it the paired
-    difference -> SVG."""
-    arms, paired = summary["arms"], summary["paired"]
+    differences -> SVG."""
+    arms, differences = summary["arms"], summary["differences"]
     with _style():
-        heights = [0.4 + 0.42 * len(arms), *([0.62] if paired else [])]
+        heights = [0.4 + 0.42 * len(arms), *([0.2 + 0.42 * len(differences)] if differences else [])]
         figure, axes = _canvas(6.6, sum(heights) + 0.5 * len(heights), heights)
         top = axes[0]
         for row, figures in enumerate(arms.values()):
@@ -37,11 +37,13 @@ def forest(summary: dict) -> bytes:
                 _interval(top, row - above, figures["cv"], "accuracy", filled=False)
         top.set(yticks=range(len(arms)), yticklabels=list(arms), ylim=(len(arms) - 0.5, -0.5), xlabel="accuracy, % (95% interval)")
         top.grid(axis="x", alpha=0.2)
-        if paired:
-            _interval(axes[1], 0, paired, "difference", filled=True)
-            reach = 115 * max(abs(bound) for bound in [*paired["ci95"], 0.01])
-            axes[1].axvline(0, color=INK, linewidth=1)
-            axes[1].set(yticks=[0], yticklabels=["\n− ".join(paired["arms"])], xlim=(-reach, reach), xlabel="paired difference, points")
+        if differences:
+            below, names = axes[1], [" − ".join(found["arms"]) for found in differences]
+            for row, found in enumerate(differences):
+                _interval(below, row, found, "difference", filled=row == 0)
+            reach = 115 * max(abs(bound) for found in differences for bound in [*found["ci95"], 0.01])
+            below.axvline(0, color=INK, linewidth=1)
+            below.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5), xlim=(-reach, reach), xlabel="paired difference, points")
         return _svg(figure, "forest")
 
 

@@ -1,0 +1,24 @@
+"""The arms of a run, and the differences between them that are reported."""
+
+ARMS = {  # in the order every table and figure shows them
+    "real": "real images as they are, the study's baseline",
+    "real-matched": "real images only, drawn with mixed's class prior, optimizer steps, initial weights and augmentation",
+    "mixed": "real and generated images together",
+    "pretrain": "first generated images, then real ones",
+    "null": "control: as mixed, with copies of the training images instead of generated ones",
+    "base": "control: as mixed, with images of the base model before DreamBooth",
+    "oracle": "control: as mixed, with fresh images of the real ones' kind",
+    "measure": "no classifier: the labeller's index cut at the class edges",
+    "source": "no image looked at: the class that most training images of its source have",
+}
+PRIMARY = ("mixed", "real-matched")
+UNTRAINED = ("measure", "source")
+DIFFERENCES = {  # arm minus arm, and what the difference is worth; the first is the verdict's
+    PRIMARY: "what generation brought",
+    ("mixed", "base"): "what DreamBooth brought",
+    ("pretrain", "real-matched"): "what generation brought, trained on first",
+    ("null", "real-matched"): "nothing: how often this is shown to differ from 0 is how often the method errs",
+    ("base", "real-matched"): "what the base model brought",
+    ("oracle", "real-matched"): "what a perfect generator would bring",
+    ("mixed", "real"): "as the study compared: balance and optimizer steps are among it",
+}
