@@ -184,7 +184,7 @@ def words(figure: dict | None) -> str:
     scale, sign = (1, "+") if figure["unit"] == IMAGES else (100, "+" if figure["unit"] == POINTS else "")
     ends = ["–" if end is None else f"{scale * end:.{0 if scale == 1 else 1}f}" for end in figure["ci95"]]
     value = "–" if figure["value"] is None else f"{scale * figure['value']:{sign}.{0 if scale == 1 else 1}f}"
-    return f"{value} [{', '.join(ends)}]"
+    return f"{value} [{', '.join(ends)}]".replace("-", "\N{MINUS SIGN}")
 
 
 def _mixed_in(records: Sequence[Record], pair: str) -> list[Record]:

@@ -96,10 +96,14 @@ def _reached(accuracy: float, curve: np.ndarray, numbers: np.ndarray) -> float:
 
 def _said(more: float, tails: np.ndarray, here: float, numbers: np.ndarray) -> Worth:
     ends = [float(end) if math.isfinite(end) else None for end in tails]
-    low, high = (beyond if end is None else f"{end:.0f}" for end, beyond in zip(ends, ("below the curve", "beyond the curve")))
+    low, high = (beyond if end is None else _number(end) for end, beyond in zip(ends, ("below the curve", "beyond the curve")))
     interval = f"[{low}, {high}]"
     if math.isfinite(more):
-        return Worth(float(more), ends, f"{more:+.0f} labelled images {interval}")
+        return Worth(float(more), ends, f"{_number(more, '+')} labelled images {interval}")
     if more > 0:
-        return Worth(None, ends, f"more than {numbers[-1] - here:.0f} labelled images, how many cannot be said: it lies above the curve's end {interval}")
-    return Worth(None, ends, f"less than {numbers[0] - here:.0f} labelled images, how many cannot be said: it lies below the curve's beginning {interval}")
+        return Worth(None, ends, f"more than {_number(numbers[-1] - here)} labelled images, how many cannot be said: it lies above the curve's end {interval}")
+    return Worth(None, ends, f"less than {_number(numbers[0] - here)} labelled images, how many cannot be said: it lies below the curve's beginning {interval}")
+
+
+def _number(images: float, sign: str = "") -> str:
+    return f"{images:{sign}.0f}".replace("-", "\N{MINUS SIGN}")

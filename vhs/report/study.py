@@ -49,7 +49,7 @@ def grid(rows: Sequence[dict]) -> Grid:
     head = list(dict.fromkeys(key for row in rows for key in row))
     keys = sum(all(isinstance(row.get(name), str) for row in rows) for name in head)
     head.sort(key=lambda name: not all(isinstance(row.get(name), str) for row in rows))  # stable
-    return Grid([name.replace("_", " ") for name in head], [[_cell(row.get(name)) for name in head] for row in rows], keys)
+    return Grid(head, [[_cell(row.get(name)) for name in head] for row in rows], keys)
 
 
 def _cell(value) -> str:
@@ -119,7 +119,7 @@ def _lines(rows: Sequence[dict], column: str, name: str) -> bytes:
             axis.plot(x, y, color=colour, linewidth=1.4, linestyle=style, marker="o", markersize=4, label=arm)
             axis.vlines(x, low, high, color=colour, linewidth=1.2)
         axis.set(xlabel=column, ylabel="accuracy, % (95% interval)", xticks=values)
-        axis.legend(frameon=False, labelcolor=INK, fontsize=8, ncols=3)
+        axis.legend(frameon=False, labelcolor=INK, fontsize=8, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
         return _svg(figure, name)
 
 
