@@ -270,7 +270,10 @@ def study(
         else:
             drive(run, on=on, reuse=reuse)
 
-    making = studying.Making(asked, members, out, kept, work, lambda said: console.rule(escape(said), style="dim"), keep_runs)
+    def say(line):
+        console.print(line, style="bold", markup=False, highlight=False, soft_wrap=True)
+
+    making = studying.Making(asked, members, out, kept, work, say, keep_runs)
     if not early:
         making.make(only or [])
     if only:

@@ -254,37 +254,42 @@ set:
   dreambooth.steps: 2
   generation: {steps: 2, max_rounds: 1}
   classifier.epochs: 1
-vary: {phantoms.seed: [1000, 1001]}
+vary: {phantoms.seed: [1000, 1001], generation.quota: [3, 6]}
 pairs: [real-matched - real]
 """
+
+
+def stages(run) -> set[str]:
+    """Of the units that were done in `run` itself, not taken over."""
+    return {json.loads(file.read_text())["stage"] for file in run.glob("state/done/*.json")}
 
 
 def test_a_study_that_is_interrupted_goes_on_and_leaves_what_is_not_its_own(tmp_path):
     file, out = tmp_path / "small.yaml", tmp_path / "out"
     file.write_text(STUDY)
-    again, first, second = ("study", file, "--out", out), out / "runs" / "seed-1000", out / "runs" / "seed-1001"
+    again, first, second = ("study", file, "--out", out), out / "runs" / "seed-1000_quota-3", out / "runs" / "seed-1000_quota-6"
     process = command(*again)
-    until(lambda: process.poll() is not None or list(second.glob("labeller/*.json")), "the second run at work", patience_s=300)
+    until(lambda: process.poll() is not None or list(second.glob("real/*.parquet")), "the second run at work", patience_s=300)
     process.send_signal(signal.SIGINT)
     printed, _ = process.communicate(timeout=60)
-    record = out / "records" / "seed-1000-split.csv"
+    record = out / "records" / "seed-1000_quota-3-split.csv"
     assert process.returncode and record.is_file() and not (out / "study.json").exists(), printed
-    before, done = record.read_bytes(), {file.name for file in second.glob("state/done/*.json")}
+    before = record.read_bytes()
     (first / "mine.txt").write_text("of somebody else")
     printed = vhs(*again, "--keep-runs")
-    assert "seed-1000" not in printed.partition("| pair")[0] and "seed-1001, split: run 1 of 1" in printed, "only what was missing is made"
-    assert record.read_bytes() == before and done <= {file.name for file in second.glob("state/done/*.json")}
-    assert "1 of 2 intervals" in printed or "2 of 2 intervals" in printed or "0 of 2 intervals" in printed
-    found = json.loads((out / "study.json").read_text())
-    assert found["records"] == 2 and len(found["looks"]) == 1 and found["sealed"] and found["core_seconds"] > 0 and "<svg" in (out / "index.html").read_text()
-    rows = decode(record.read_bytes())
+    assert "quota-3, split: run 1" not in printed and "seed-1000_quota-6, split: run 1 of 3" in printed, "only what was missing is made"
+    assert record.read_bytes() == before and "of 4 intervals cover 0" in printed
+    assert stages(second) == {"train", "evaluate"} and "dreambooth" in stages(out / "runs" / "seed-1001_quota-3"), "what runs share is made once"
+    found, rows = json.loads((out / "study.json").read_text()), decode(before)
+    assert found["records"] == 4 and len(found["looks"]) == 1 and found["sealed"] and found["core_seconds"] > 0 and "<svg" in (out / "index.html").read_text()
     assert set(rows.predictions.arm) == {"real", "real-matched", "mixed", "measure"} and rows.about["trained"]["mixed"]["real"] > 0
+    assert len(before) < 20_000 and str(tmp_path) not in before.decode(), "small, and without this machine's paths"
     printed = vhs(*again)
     assert "run 1 of" not in printed and len(json.loads((out / "records" / "looks.json").read_text())) == 1, "the same records again are no further look"
-    assert not second.exists() and [file.name for file in first.rglob("*")] == ["mine.txt"], "a recorded run's files go, and no others"
+    assert [path.name for path in (out / "runs").rglob("*")] == [first.name, "mine.txt"], "a recorded run's files go, and no others"
     shutil.move(record, tmp_path / "away.csv")
     assert "no record is called so" in vhs(*again, "--only", "*-fold-7", code=1)
     early = vhs(*again, "--early")
-    assert "Opened 2 times of 1 planned: more often" in early and "1 of 2 records at this one" in early
+    assert "Opened 2 times of 1 planned: more often" in early and "3 of 4 records at this one" in early
     (first / "plan.json").write_text("{}")
     assert "did not make: give another --out" in vhs(*again, code=1)
