@@ -112,7 +112,8 @@ def record_of(run: Run, scope: str, study: str, name: str, vary: dict) -> Record
     rows = metrics.joined_once(rows, split.held_out(manifest.read(run.storage, splits).to_pandas(), scope))
     facts = [run.marker(path).facts for path in run.committed("train", scope=scope)]
     drawn = [run.marker(path).facts for path in run.committed("generate", scope=scope)]
-    paths = {unit.path for _, units in run.named() for unit in units}
+    # what scopes share is the first one's cost
+    paths = {unit.path for _, units in run.named() for unit in units if unit.params.get("scope", "split") == scope}
     spent = [record for record in history.done_records(run) if record["unit"] in paths]
     about = {
         "study": study, "run": name, "scope": scope, "vary": vary,

@@ -113,7 +113,7 @@ class Making:
         return [(one, scopes) for one, scopes in lacking if scopes]
 
     def make(self, only: list[str] = ()):
-        """Make what is missing. A run that fails does not stop the others; Failed says at the end what did."""
+        """Make what is missing. A run that fails does not stop the others; PlanError says at the end which did."""
         todo, failed = self.missing(only), []
         before = {one.name: earlier for earlier, one in zip([None, *self.members], self.members)}  # what it may take over from
         self.tidy(keep={earlier.name for one, _ in todo[:1] if (earlier := before[one.name])})
