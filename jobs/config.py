@@ -168,7 +168,7 @@ def names(kind: str = "") -> list[str]:
     """The configurations that come with the program and describe a run, or those in the folder `kind`: clusters."""
     folder = CONFIGS / kind
     found = [file.relative_to(folder).with_suffix("") for file in folder.rglob("*.yaml")]
-    return sorted(name.as_posix() for name in found if name.parts[0] not in ("base", "clusters", "ray", "search"))
+    return sorted(name.as_posix() for name in found if name.parts[0] not in ("base", "clusters", "ray", "search", "studies"))
 
 
 def find(name: str, kind: str = "") -> Path:

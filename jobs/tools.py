@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
-from jobs import world
+from jobs import elsewhere, world
 from jobs.console import console, drive
 from vhs.measure import VIEWS
 
@@ -229,6 +229,59 @@ def _show_search(opened, table: dict, name: str):
         "images to vary. A run gives all its arms the same settings: vhs run CONFIG KEY=VALUE … --out NEW --reuse RUN",
         soft_wrap=True, highlight=False,
     )  # fmt: skip
+
+
+@app.command()
+def study(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A study that comes with vhs (configs/studies), or a YAML file like one.")],
+    overrides: Annotated[
+        Optional[list[str]], typer.Argument(metavar="[KEY=VALUE]...", help="Of every run: data=FOLDER, execution.workers=4. Science is in the study's file.")
+    ] = None,
+    out: Annotated[Optional[str], typer.Option(help="For its page, and for the runs while they are made; default runs/study-NAME.")] = None,
+    records: Annotated[
+        Optional[Path], typer.Option(help="Where its records are kept; default: vhs/evidence/NAME for a study that comes with vhs, else OUT/records.")
+    ] = None,
+    only: Annotated[
+        Optional[list[str]], typer.Option(metavar="PATTERN", help="Make only the records called so, and table nothing: `seed-100[0-4]*`, `*-fold-0`.")
+    ] = None,
+    early: Annotated[bool, typer.Option("--early", help="Make nothing, and table what is recorded: a look, and counted as one.")] = False,
+    keep_runs: Annotated[bool, typer.Option("--keep-runs", help="Keep the files of recorded runs.")] = False,
+    on: elsewhere.On = "local",
+    cluster: elsewhere.Cluster = None,
+):
+    """Make a family of runs of one configuration, and say what they say together. The same command makes what has no record yet.
+
+    Example: vhs study calibration
+    """
+    from jobs import study as studying
+    from jobs.evidence import KEPT, Evidence
+
+    asked, packaged = studying.read(name)
+    members = studying.members(asked, overrides or [])
+    cluster, out = elsewhere.site(on, cluster), out or f"runs/study-{asked.name}"
+    world.set_environment(members[0].config.threads)
+    kept = Evidence(records or (KEPT / asked.name if packaged else Path(out) / "records"))
+    kept.freeze(studying.protocol(asked, members))
+
+    def work(run, reuse):
+        elsewhere.remember(run, on, cluster)
+        if on == "slurm":
+            elsewhere.on_slurm(run, cluster, detach=False, reuse=reuse)
+        else:
+            drive(run, on=on, reuse=reuse)
+
+    def say(line):
+        console.print(line, style="bold", markup=False, highlight=False, soft_wrap=True)
+
+    making = studying.Making(asked, members, out, kept, work, say, keep_runs)
+    if not early:
+        making.make(only or [])
+    if only:
+        return console.print(f"{len(making.missing())} runs of study {asked.name} have records to make; it is tabled when all are there", soft_wrap=True)
+    from vhs.report.study import markdown
+
+    print(markdown(studying.table(making, early)))
+    console.print(f"page: {out}/index.html; records: {kept.folder}", soft_wrap=True, markup=False, highlight=False)
 
 
 @app.command()

@@ -8,6 +8,8 @@
     likeness.py        how generated images differ from real ones: Fréchet distance, a probe's AUROC
     evaluator.py       the files that the field's evaluators read
     summary.py         the run's figures in one dictionary, and the verdict in one sentence
+    record.py          a scope's predictions as a small text, which outlives the run
+    study.py           what the records of several runs say together; worth.py: generated images in labelled ones
 """
 
 from vhs.metrics.classification import accuracy_by, auroc, calibration_error, confusion, near_boundary, tables
