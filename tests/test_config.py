@@ -26,7 +26,7 @@ def test_overrides_reach_their_section():
         ("classifier.epochs=none", ["classifier.epochs", "'none'", "integer"]),
         ("generation.guidance=0.5", ["generation.guidance", "0.5", "greater than or equal to 1"]),
         ("view=cat_dorsal", ["view", "'cat_dorsal'", "canine_lateral"]),
-        ("arms=[real,mixed]", ["mixed and real-matched", "both or neither"]),
+        ("arms=[real,mixed]", ["real-matched is what mixed, null, oracle, base are compared with"]),
         ("seeds=[1,1]", ["distinct"]),
         ("split.folds=1", ["at least 2"]),
         ("resolution=100", ["resolution", "100", "multiple of 8"]),

@@ -42,4 +42,4 @@ def test_help_and_validation_need_no_torch():
         "import sys\nfrom jobs import cli, config, drive, plan, status\nfrom jobs.stages import STAGES\nconfig.load('debug/demo')\n"
         "assert 'torch' not in sys.modules, 'torch was imported'\nprint(len(STAGES))"
     )
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == "10"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == "11"

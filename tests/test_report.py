@@ -132,7 +132,7 @@ def test_a_run_with_little_to_say_still_has_a_page():
     figures = {"accuracy": 0.5, "ci95": [0.2, 0.8], "balanced_accuracy": 0.5, "balanced_ci95": [0.2, 0.8], "auroc": None, "ece": None}
     arm = {"test": figures, "validation": None, "cv": None, "seeds": [0]}
     nothing = {"asked": 3, "produced": 0, "accepted": 0, "agreement": None}
-    summary = {"arms": {"real": arm}, "paired": None, "labeller": None, "generated": nothing, "likeness": None}
+    summary = {"arms": {"real": arm}, "paired": None, "differences": [], "labeller": None, "generated": nothing, "likeness": None}
     summary |= {"purpose": "confirmatory", "patients_known": True, "unlabelled": 0}
     page = render(summary, {"by_seed": pd.DataFrame(columns=["arm", "seed"])}, {"forest": forest(summary)}, {})
     assert re.findall(r'<section id="(\w+)"', page) == ["arms", "generated", "files", "limits"]
