@@ -253,7 +253,7 @@ set:
   phantoms.count: 40
   labeller.steps: 2
   classifier.epochs: 1
-vary: {phantoms.seed: [1000, 1001], generation.quota: [3, 6]}
+vary: {phantoms.seed: [9000, 9001], generation.quota: [3, 6]}
 pairs: ["null - real-matched"]
 """
 
@@ -266,19 +266,19 @@ def stages(run) -> set[str]:
 def test_a_study_that_is_interrupted_goes_on_and_leaves_what_is_not_its_own(tmp_path):
     file, out = tmp_path / "small.yaml", tmp_path / "out"
     file.write_text(STUDY)
-    again, first, second = ("study", file, "--out", out), out / "runs" / "seed-1000_quota-3", out / "runs" / "seed-1000_quota-6"
+    again, first, second = ("study", file, "--out", out), out / "runs" / "seed-9000_quota-3", out / "runs" / "seed-9000_quota-6"
     process = command(*again)
     until(lambda: process.poll() is not None or list(second.glob("real/*.parquet")), "the second run at work", patience_s=300)
     process.send_signal(signal.SIGINT)
     printed, _ = process.communicate(timeout=60)
-    record = out / "records" / "seed-1000_quota-3-split.csv"
+    record = out / "records" / "seed-9000_quota-3-split.csv"
     assert process.returncode and record.is_file() and not (out / "study.json").exists(), printed
     before = record.read_bytes()
     (first / "mine.txt").write_text("of somebody else")
     printed = vhs(*again, "--keep-runs")
-    assert "quota-3, split: run 1" not in printed and "seed-1000_quota-6, split: run 1 of 3" in printed, "only what was missing is made"
+    assert "quota-3, split: run 1" not in printed and "seed-9000_quota-6, split: run 1 of 3" in printed, "only what was missing is made"
     assert record.read_bytes() == before and "of 4 intervals cover 0" in printed
-    assert stages(second) == {"train", "evaluate"} and "labeller" in stages(out / "runs" / "seed-1001_quota-3"), "what runs share is made once"
+    assert stages(second) == {"train", "evaluate"} and "labeller" in stages(out / "runs" / "seed-9001_quota-3"), "what runs share is made once"
     found, rows = json.loads((out / "study.json").read_text()), decode(before)
     assert found["records"] == 4 and len(found["looks"]) == 1 and found["sealed"] and found["core_seconds"] > 0 and "<svg" in (out / "index.html").read_text()
     assert set(rows.predictions.arm) == {"real-matched", "null"} and rows.about["trained"]["null"]["generated"] > 0
