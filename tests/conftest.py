@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import hashlib
 import json
 import os
@@ -36,6 +38,26 @@ def real_data() -> Path:
 def figure(record_property):
     """Say a measured figure: it stands at the end of the test session's output, whichever process ran the test."""
     return lambda text: record_property("figure", text)
+
+
+@pytest.fixture
+def peak():
+    """`most = peak()`, then `most()`: bytes resident at once since, beyond those at the start. Python's own count (tracemalloc) crashes a process whose
+    other threads allocate while it is stopped (CPython issue 128679)."""
+
+    def start():
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed and kept would hide as much that is new
+        Path("/proc/self/clear_refs").write_text("5")  # the mark is set back to what is resident now
+        before = _resident("VmRSS")
+        return lambda: _resident("VmHWM") - before
+
+    return start
+
+
+def _resident(mark: str) -> int:
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(mark))
+    return int(line.split()[1]) * 1024
 
 
 def pytest_terminal_summary(terminalreporter):

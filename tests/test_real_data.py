@@ -26,7 +26,8 @@ def test_every_stage_ran_and_each_arm_is_reported_per_source(chest_run, figure):
     run = reopen(str(chest_run))
     from jobs.stages import STAGES
 
-    assert all(run.units(stage.NAME) and all(map(run.done, run.units(stage.NAME))) for stage in STAGES)
+    assert all(map(run.done, (unit for stage in STAGES for unit in run.units(stage.NAME))))
+    assert {stage.NAME for stage in STAGES if not run.units(stage.NAME)} == {"prompts"}, "no prompts to choose from were given"
     predictions = pd.concat([manifest.read(run.storage, path).to_pandas() for path in run.committed("evaluate")])
     counts = predictions.groupby(["arm", "source"]).key.nunique().unstack()
     figure(f"images predicted: {counts.to_dict('index')}")
