@@ -23,7 +23,7 @@ from jobs.drive import Failed
 from jobs.evidence import Evidence
 from jobs.plan import PlanError, Run
 from shards.storage import Storage, open_storage
-from vhs.study import Study, arms_of
+from vhs.study import Study, arms_of, as_word
 
 SEALED = 1000  # phantoms.seed from here on is for reported figures alone, below 100 for choosing settings
 MINE = "state/study.json"  # in a run: which study made it, and so may delete it
@@ -68,7 +68,7 @@ def members(study: Study, overrides: list[str] = ()) -> list[Member]:
             raise ConfigError(f"{', '.join(keys)}: a study's science is in its file. Behind the command stand only data= and execution.…=")
         if absent := sorted({arm for pair in study.pairs for arm in arms_of(pair)} - set(config.arms)):
             raise ConfigError(f"pairs: {', '.join(absent)} is no arm of the runs, which have {', '.join(config.arms)}: set arms, or leave the pair out")
-        made.append(Member("_".join(f"{names[key]}-{value}" for key, value in vary.items()) or "run", vary, config))
+        made.append(Member("_".join(f"{names[key]}-{as_word(value)}" for key, value in vary.items()) or "run", vary, config))
     sealed(made)
     return made
 

@@ -42,8 +42,8 @@ class Study(Section):
         for key, values in vary.items():
             if not isinstance(values, list) or not values or len(set(map(str, values))) != len(values):
                 raise ValueError(f"{key}: a list of distinct values, got {values!r}")
-            if odd := [value for value in values if not WORD.fullmatch(str(value))]:
-                raise ValueError(f"{key}: {odd[0]!r} cannot be part of a run's name: numbers and plain words can")
+            if odd := [value for value in values if not WORD.fullmatch(as_word(value))]:
+                raise ValueError(f"{key}: {odd[0]!r} cannot be part of a run's name: numbers, plain words and lists of these can")
         return vary
 
     @model_validator(mode="after")
@@ -57,6 +57,11 @@ class Study(Section):
         if self.question == "calibration" and not self.vary:
             raise ValueError("vary: how often an interval covers 0 takes several runs")
         return self
+
+
+def as_word(value: object) -> str:
+    """A varied value in a run's name: [jsrt, wingspan] is jsrt+wingspan."""
+    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def arms_of(pair: str) -> tuple[str, str]:
