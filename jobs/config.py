@@ -85,7 +85,7 @@ class Config(Section):
     data: str = "phantoms"
     edges: tuple[float, float] | None = None  # class edges of the index; null: the published ones
     high_is_large: bool | None = None  # true: an index equal to the upper edge is large; null: as the view has it
-    base: str = "packaged"  # packaged | a diffusers folder | a hub id of Stable Diffusion 1.x / 2.x
+    base: str = "packaged"  # packaged | a diffusers folder, also s3://… | a hub id of Stable Diffusion 1.x / 2.x
     base_revision: str | None = Field(None, pattern="^[0-9a-f]{40}$")  # the commit of a hub id
     label_by: Literal["measure", "prompt", "teacher", "hand"] = "measure"  # of generated images (jobs/stages/label.py)
     arms: tuple[Arm, ...] = ("real", "real-matched", "mixed", "measure")  # pretrain, and each control (jobs/generators.py): trainings more

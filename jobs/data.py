@@ -73,6 +73,12 @@ def place(data: str) -> str:
     return data if data == PHANTOMS or "://" in data else str(Path(data).expanduser().absolute())
 
 
+def read_file(file: str) -> bytes:
+    """The file that a person named, a path here or s3://bucket/name. OSError where it cannot be read."""
+    folder, _, name = place(file).rpartition("/")
+    return open_storage(folder or "/").read(name)
+
+
 def is_here(data: str) -> bool:
     """Whether `data` can be looked at from this machine, as far as that can be told without asking a network."""
     whole = Path(data).expanduser()

@@ -31,7 +31,7 @@ class Model:
 
 def models(config: Config) -> Iterator[Model]:
     """What `config` takes from the hub. Packaged models and folders need no fetching."""
-    if config.base != "packaged" and not Path(config.base).expanduser().is_dir():
+    if config.base != "packaged" and "://" not in config.base and not Path(config.base).expanduser().is_dir():
         yield Model("base", "base", config.base, config.base_revision, _STABLE_DIFFUSION)
     if config.classifier.weights == "imagenet":
         import timm

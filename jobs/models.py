@@ -1,4 +1,4 @@
-"""Where the models come from that a run starts with: what travels with the program, a folder, or a hub."""
+"""Where the models come from that a run starts with: what travels with the program, a folder here or in object storage, or a hub."""
 
 from __future__ import annotations
 
@@ -8,15 +8,30 @@ from functools import lru_cache
 from pathlib import Path
 
 from jobs.config import Config, ConfigError
+from shards.storage import open_storage
+from vhs.settings import Classifier
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "vhs" / "weights"
+
+
+@lru_cache
+def here(place: str) -> str:
+    """`place` for who opens files: what lies at a URL is fetched into this machine's cache (shards/cache.py), once; all else is itself. ConfigError where
+    nothing lies there."""
+    if "://" not in place:
+        return place
+    root, _, name = place.rstrip("/").rpartition("/")
+    try:
+        return str(open_storage(root).local(name))
+    except (FileNotFoundError, ValueError) as error:
+        raise ConfigError(f"{place}: no model lies there ({error})") from None
 
 
 def base(config: Config) -> str:
     """The diffusers folder that `config.base` means, or id@commit for the hub. ConfigError for a hub id that may change under its name."""
     if config.base == "packaged":
         return str(WEIGHTS / "base")
-    if (folder := Path(config.base).expanduser()).is_dir():
+    if (folder := Path(here(config.base)).expanduser()).is_dir():
         return str(folder)
     if not config.base_revision:
         raise ConfigError(
@@ -29,7 +44,7 @@ def base(config: Config) -> str:
 def labeller(config: Config) -> str:
     """The labeller folder that `config.labeller.init` means, or the word scratch. ConfigError where none is packaged for the view."""
     if config.labeller.init != "packaged":
-        return config.labeller.init
+        return here(config.labeller.init)
     folder = WEIGHTS / "labeller" / config.view
     if not folder.is_dir():
         known = ", ".join(sorted(path.name for path in folder.parent.iterdir() if path.is_dir()))
@@ -47,8 +62,13 @@ def fingerprints(config: Config) -> dict[str, str]:
 
 def classifier(config: Config) -> dict[str, str]:
     """{"weights": fingerprint} of the folder that `classifier.weights` names; nothing for imagenet and scratch, which name themselves."""
-    weights = config.classifier.weights
+    weights = begun_from(config.classifier).weights
     return {} if weights in ("imagenet", "scratch") else {"weights": fingerprint(weights)}
+
+
+def begun_from(settings: Classifier) -> Classifier:
+    """The classifier's settings, with weights that this machine can open."""
+    return settings.model_copy(update={"weights": here(settings.weights)})
 
 
 def seen(model: str) -> dict[str, list[str]]:

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from jobs import plan
+from jobs import models, plan
+from jobs.data import read_file
 from shards.sample import sample_key
+from shards.storage import open_storage
 from vhs.contained import Contained, Died
 from vhs.labelling import Labeller
 from vhs.measure import CLASSES, VIEWS, View
@@ -35,33 +37,34 @@ class Prediction:
 
 
 def open_labeller(model: str) -> Labeller:
-    """`model`: a view's name (the labeller that travels with the program), a labeller's folder, or a run (the labeller of its test split)."""
+    """`model`: a view's name (the labeller that travels with the program), a labeller's folder, or a run (the labeller of its test split); the last two here
+    or in object storage."""
     if model in VIEWS:
         return Labeller.packaged(model)
-    if (Path(model) / "plan.json").is_file():
+    if open_storage(model).exists("plan.json"):
         run = plan.reopen(model)
         made = [name for name in run.names if name.startswith("labeller/split-") and name.endswith(".json")]
         if not made:
             raise ValueError(f"{model} has no labeller yet: finish its stage with vhs stage labeller {model}")
         return replace(Labeller.load(run.storage.local(run.marker(made[0]).folder)), view=run.config.measure)
-    if not (Path(model) / "config.json").is_file():
+    if not open_storage(model).exists("config.json"):
         raise ValueError(f"no model {model!r}: give {', '.join(VIEWS)}, a labeller's folder, or a run")
-    return Labeller.load(Path(model))
+    return Labeller.load(Path(models.here(model)))
 
 
-def predict(labeller: Labeller, files: list[Path], passes: int = 8, overlays: Path | None = None) -> Iterator[Prediction]:
+def predict(labeller: Labeller, files: list[str], passes: int = 8, overlays: Path | None = None) -> Iterator[Prediction]:
     """Every file, in order; one that cannot be read is among them, with the reason. `overlays`: a folder for pictures of the measurements."""
     with Contained() as contained:
         for start in range(0, len(files), CHUNK):
             yield from _chunk(labeller, files[start : start + CHUNK], passes, overlays, contained)
 
 
-def _chunk(labeller: Labeller, files: list[Path], passes: int, overlays: Path | None, contained: Contained) -> Iterator[Prediction]:
+def _chunk(labeller: Labeller, files: list[str], passes: int, overlays: Path | None, contained: Contained) -> Iterator[Prediction]:
     view, images, keys, unreadable = labeller.view, {}, [], {}
     for number, file in enumerate(files):
         try:
-            data = file.read_bytes()
-            images[number] = contained.call(decode, data, file.name)
+            data = read_file(file)
+            images[number] = contained.call(decode, data, Path(file).name)
             keys.append(sample_key(data))
         except (OSError, Unreadable, Died) as error:
             unreadable[number] = f"not read: {error}"
@@ -71,11 +74,11 @@ def _chunk(labeller: Labeller, files: list[Path], passes: int, overlays: Path | 
     rows = {number: row for row, number in enumerate(images)}
     for number, file in enumerate(files):
         if number in unreadable:
-            yield Prediction(str(file), note=unreadable[number])
+            yield Prediction(file, note=unreadable[number])
             continue
         row, index = rows[number], float(found.index[rows[number]])
         label = CLASSES[int(view.classify(index))] if np.isfinite(index) else ""
-        result = Prediction(str(file), boxes[number].inverse(found.points[row]), index, float(found.spread[row]), label, notes[row])
+        result = Prediction(file, boxes[number].inverse(found.points[row]), index, float(found.spread[row]), label, notes[row])
         if overlays:
             _picture(result, images[number], view, overlays)
         yield result

@@ -15,11 +15,11 @@ def train(config, inputs, output, scope) -> float:
     """Trains the teacher on `scope.training` into OUT/teacher -> the least confidence at which it is believed."""
     import numpy as np
 
-    from jobs import batches, world
+    from jobs import batches, models, world
     from vhs import augmentation, training
     from vhs.networks import build_classifier, save_classifier
 
-    settings = config.classifier
+    settings = models.begun_from(config.classifier)
     epochs = batches.Epochs(inputs.storage, scope.training, settings.batch, batches.shuffled(len(scope.training), config.labeller.seed))
     accelerator = world.accelerator(config.execution.device, settings.mixed_precision)
     model = training.fit(

@@ -28,9 +28,9 @@ Overrides = Annotated[
 def predict(
     model: Annotated[
         str,
-        typer.Argument(metavar="MODEL", help=f"{' or '.join(VIEWS)} (the labeller that comes with vhs), a labeller's folder, or a run."),
+        typer.Argument(metavar="MODEL", help=f"{' or '.join(VIEWS)} (the labeller that comes with vhs), a labeller's folder, or a run; here or at s3://…."),
     ],
-    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="PNG, JPEG, TIFF or DICOM.")],
+    files: Annotated[list[str], typer.Argument(metavar="FILES...", help="PNG, JPEG, TIFF or DICOM, here or s3://bucket/name.")],
     out: Annotated[Path, typer.Option(help="The table to write.")] = Path("predictions.csv"),
     overlay: Annotated[Optional[Path], typer.Option(help="A folder for pictures of the measurements.")] = None,
 ):

@@ -103,3 +103,16 @@ def test_without_concepts_a_class_has_one_unit_and_nothing_is_frozen(tmp_path):
     run = Run(str(tmp_path / "run"), config.load("debug/demo"))
     assert [unit.path for unit in priors.units(run)] == [f"priors/{name}/00000" for name in CLASSES]
     assert not run.storage.exists("priors/own.json")
+
+
+def test_files_that_several_concepts_name_are_dealt_out_among_them(tmp_path):
+    folder = tmp_path / "class"
+    folder.mkdir()
+    for number in range(7):
+        Image.new("L", (30, 20), 30 * number).save(folder / f"{number}.png")
+    prompts = {"instance_prompt": "photo of sks", "class_prompt": "photo of a thing", "class_data_dir": str(folder)}
+    (tmp_path / "concepts.json").write_text(json.dumps([{**prompts, "instance_data_dir": name} for name in CLASSES]))
+    run = Run(str(tmp_path / "run"), config.load("debug/demo", [f"dreambooth.concepts={tmp_path / 'concepts.json'}", "priors.images=9"]))
+    units = priors.units(run)
+    files = [item["file"] for unit in units for item in unit.params.get("files", [])]
+    assert len(files) == len(set(files)) == 7 and sum(unit.params.get("images", 0) for unit in units) == 2

@@ -102,7 +102,7 @@ class Split(Section):
 class Labeller(Section):
     """The key-point network that measures images (vhs/labelling.py)."""
 
-    init: str = "packaged"  # packaged | scratch | a labeller folder
+    init: str = "packaged"  # packaged | scratch | a labeller folder, also s3://…
     size_px: int = Field(128, ge=32, multiple_of=16)
     steps: int = Field(200, ge=0)  # fine-tuning on this run's training images; 0 uses `init` as it is
     batch: int = Field(24, ge=1)  # global
@@ -134,7 +134,7 @@ class Concept(Section):
     instance_prompt: str
     class_prompt: str
     instance_data_dir: str  # its last folder names the class; the images themselves are those of the run's own split
-    class_data_dir: str | None = None  # class images found there are used before any is drawn
+    class_data_dir: str | None = None  # class images found there (also s3://…) are used before any is drawn
 
 
 class DreamBooth(Section):
@@ -219,7 +219,7 @@ class Classifier(Section):
     """The timm classifier and how every arm trains it. Study: unfreeze 3, plateau, randaugment 9; else as here."""
 
     model: str = "tf_efficientnet_b7"  # any timm model, with a tag if wanted: tf_efficientnet_b7.ns_jft_in1k
-    weights: str = "imagenet"  # imagenet (those of the model's timm tag) | scratch | a folder holding model.safetensors
+    weights: str = "imagenet"  # imagenet (those of the model's timm tag) | scratch | a folder holding model.safetensors, also s3://…
     size_px: int = Field(600, ge=32)
     head_hidden: int = Field(7, ge=0)  # hidden Linear + ReLU layers before the last one (study: "7 Linear Layers")
     drop_rate: float = Field(0.5, ge=0, lt=1)

@@ -74,7 +74,7 @@ def work(config, inputs, output) -> Files:
         copies=Copies.fit(measured, known.key.tolist(), known.patient.tolist()),
     ).save(output.folder)
     taught = {"teacher_confidence": teacher.train(config, inputs, output, real)} if config.label_by == "teacher" else {}
-    began = [models.labeller(config), *([config.classifier.weights] if taught else [])]
+    began = [models.labeller(config), *([models.here(config.classifier.weights)] if taught else [])]
     seen = lineage.seen(known, *map(models.seen, began))
     (output.folder / "lineage.json").write_text(json.dumps(seen, indent=1))
     return Files(

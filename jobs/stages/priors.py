@@ -46,21 +46,28 @@ def units(run) -> list[Unit]:
 
 
 def _own(settings) -> dict[str, list[dict[str, str]]]:
-    """Files in the concepts' class_data_dir, by folder of their class images; of equal files the first. A folder that is not there holds none."""
+    """Files in the concepts' class_data_dir, by folder of their class images; of equal files the first, and those that several concepts name are dealt out
+    among them, for a run has each image once. A folder that is not there holds none."""
     import hashlib
-    from pathlib import Path
+    from itertools import cycle
 
+    from jobs.data import place
     from jobs.drawing import stratum
+    from shards.storage import open_storage
     from vhs.prompts import concepts
 
-    found: dict[str, list[dict[str, str]]] = {}
+    found, named = {}, {}  # folder -> what it has; sha256 -> the file, and each folder that it could be in
     for key, concept in concepts(settings).items():
-        folder = Path(concept.class_data_dir or "").expanduser().absolute()
-        names = sorted(folder.iterdir()) if concept.class_data_dir and folder.is_dir() else []
-        first: dict[str, str] = {}
-        for file in (name for name in names if name.is_file() and not name.name.startswith(".")):
-            first.setdefault(hashlib.sha256(file.read_bytes()).hexdigest(), str(file))
-        found[stratum(*key)] = [{"file": file, "sha256": sha256} for sha256, file in first.items()]
+        found[stratum(*key)] = []
+        if concept.class_data_dir:
+            there = open_storage(concept.class_data_dir)
+            for name in (name for name in there.list() if "/" not in name and not name.startswith(".")):
+                file, sha256 = f"{place(concept.class_data_dir).rstrip('/')}/{name}", hashlib.sha256(there.read(name)).hexdigest()
+                named.setdefault(sha256, (file, {}))[1][stratum(*key)] = None
+    turns = {}
+    for sha256, (file, folders) in named.items():
+        turn = turns.setdefault(tuple(folders), cycle(folders))
+        found[next(turn)].append({"file": file, "sha256": sha256})
     return found
 
 
@@ -80,8 +87,8 @@ def work(config, inputs, output) -> Shard:
 def _read_own(files: list[dict[str, str]], resolution: int, prompt: str, about: dict[str, str | None]) -> Shard:
     """The user's class images as every image of a run is stored: grey, letterboxed."""
     import hashlib
-    from pathlib import Path
 
+    from jobs.data import read_file
     from jobs.drawing import columns_of
     from shards.sample import Sample, sample_key
     from vhs.contained import Contained, Died
@@ -90,7 +97,7 @@ def _read_own(files: list[dict[str, str]], resolution: int, prompt: str, about: 
     samples = []
     with Contained() as contained:
         for item in files:
-            data = Path(item["file"]).read_bytes()
+            data = read_file(item["file"])
             if hashlib.sha256(data).hexdigest() != item["sha256"]:
                 raise ValueError(f"class image {item['file']} changed since the run began: put it back, or start a new run")
             try:

@@ -39,7 +39,7 @@ def units(run) -> list[Unit]:
         inputs["earlier"] = [name for name in run.under("predictions/mixed/split/") if name not in now]
     params = {"scope": "split", "analysis": run.analysis}
     if run.config.report.inception:
-        params["inception"] = models.fingerprint(run.config.report.inception)
+        params["inception"] = models.fingerprint(models.here(run.config.report.inception))
     return [run.unit(NAME, FOLDER, inputs, params=params)]
 
 
@@ -161,13 +161,13 @@ def _features(config, inputs, rows):
     """Features of the images of `rows`, float32 [n, d]: of the FID's Inception if its weights are given, else of the scope's labeller."""
     import numpy as np
 
-    from jobs import batches, world
+    from jobs import batches, models, world
     from vhs import inception
     from vhs.labelling import Labeller
 
     device = world.device(config.execution.device)
     if config.report.inception:
-        net = inception.load(config.report.inception).to(device)
+        net = inception.load(models.here(config.report.inception)).to(device)
     else:
         labeller = Labeller.load(inputs.folder("labeller")).to(device)
     found = [np.zeros((0, 0), np.float32)] if rows.empty else []

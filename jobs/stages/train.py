@@ -86,7 +86,7 @@ def work(config, inputs, output) -> Files:
     save_classifier(model, config.classifier, output.folder)
     curve.save(output.folder)
     makers = [marker.facts for role in ("generator", "labeller") for marker in inputs.markers(role)]
-    seen = lineage.seen(pd.concat([scope.training, scope.inner]), models.seen(config.classifier.weights), *makers)
+    seen = lineage.seen(pd.concat([scope.training, scope.inner]), models.seen(models.here(config.classifier.weights)), *makers)
     (output.folder / "lineage.json").write_text(json.dumps(seen, indent=1))
     return Files({**inputs.params, **facts})
 
@@ -102,8 +102,8 @@ def fit(config, inputs, scope, output, told: Callable[[dict], None] = lambda fig
     from vhs.measure import CLASSES
     from vhs.networks import build_classifier
 
-    settings = config.classifier
-    lineage.guard_weights(settings.weights, models.seen(settings.weights), scope.held_out_patients)
+    settings = models.begun_from(config.classifier)
+    lineage.guard_weights(config.classifier.weights, models.seen(settings.weights), scope.held_out_patients)
     draw = _draw(config, inputs, scope)
     epochs = batches.Epochs(inputs.storage, draw.rows, settings.batch, draw.order)
     steps = settings.epochs * epochs.steps
