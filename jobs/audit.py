@@ -27,7 +27,7 @@ _IDENTITY = re.compile(r"-([0-9a-f]{12})\.(?:json|parquet)$")
 DAMAGED = (ValueError, KeyError, TypeError, AttributeError)  # what reading something else than was written ends in
 ASIDE = ("state/", "checkpoints/")
 LIST = "/shards.txt"
-KEPT = ("plan.json", "real/sources.json", "priors/own.json", "tune/", "labels/corrections/")  # there when the run began, or a person's word
+KEPT = ("plan.json", "real/sources.json", "outside/", "priors/own.json", "tune/", "labels/corrections/")  # there when the run began, or a person's word
 _PRODUCT = re.compile(r"(.+/[0-9a-f]{12})/.+")  # the folder of a unit's files
 
 
@@ -255,13 +255,14 @@ def _idle(url: str, findings: list[Finding]) -> plan.Run | None:
 
 
 def regenerate(url: str, key: str) -> dict:
-    """Draw the generated image `key` again, its whole batch with it -> {"image", "shard", "equal", "difference", "numerics": {what: (then, now)}}.
+    """Draw the generated image `key` again, its whole batch with it (or read it again where it came from outside) -> {"image", "shard", "equal",
+    "difference", "numerics": {what: (then, now)}}.
 
     `difference` is the mean absolute difference in grey levels. KeyError if no generated shard of the run has the key.
     """
     import numpy as np
 
-    from jobs import world
+    from jobs import outside, world
     from jobs.attempt import Inputs
     from jobs.stages import generate
     from shards import reader
@@ -275,13 +276,16 @@ def regenerate(url: str, key: str) -> dict:
             continue
         row, batch = keys.index(key), run.config.generation.batch
         world.set_numerics(run.config.threads)
-        wanted = generate.wanted(run.config, unit.params)[row // batch * batch :][:batch]
-        image = list(generate.images(run.config, Inputs(run.storage, unit), wanted))[row % batch]
+        if "sources" in unit.params:
+            number, image = outside.again(run.config, Inputs(run.storage, unit), key)
+        else:
+            wanted = generate.wanted(run.config, unit.params)[row // batch * batch :][:batch]
+            number, image = wanted[row % batch].number, list(generate.images(run.config, Inputs(run.storage, unit), wanted))[row % batch]
         stored = reader.ShardReader(run.storage, table).read(row, check=True)
         then, now = run.marker(path).facts["numerics"], world.numerics(run.config.threads, world.device(run.config.execution.device))
         return {
             "shard": path,
-            "number": wanted[row % batch].number,
+            "number": number,
             "equal": encode_png(image) == stored,
             "difference": float(np.abs(image.astype(int) - decode_png(stored).astype(int)).mean()),
             "numerics": {name: (then.get(name), now.get(name)) for name in now if then.get(name) != now.get(name)},
