@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from jobs import history, plan
+from jobs import generators, history, outside, plan
 from jobs.config import PHANTOMS
 from jobs.data import EMPTY, open_data
 from jobs.unit import Marker, read_marker
@@ -220,18 +220,21 @@ def _refuse_part_of_run(url: str):
 
 
 def _sources_away(run: plan.Run, path: str) -> str:
-    """For a shard of real images, at `path`: how to have back what it was made of, so that it can be made again; "" if all is there."""
-    if not path.startswith("real/") or run.config.data == PHANTOMS:
-        return ""
-    source = None
+    """For a shard of images that were brought, at `path`: how to have back what it was made of, so that it can be made again; "" if all is there."""
+    where, source, parts = run.config.data, None, path.split("/")
     try:
-        data = open_data(run.config.data)
-        for unit in (unit for unit in run.units("ingest") if path.startswith(f"{unit.path}-")):
-            for source in unit.params["sources"]:
-                if not source["reject"]:
-                    data.read(source)
+        if path.startswith("real/") and where != PHANTOMS:
+            sources = [source for unit in run.units("ingest") if path.startswith(f"{unit.path}-") for source in unit.params["sources"]]
+        elif parts[0] == "generated" and len(parts) == 5 and parts[1] in (theirs := generators.outsiders(run.config)):
+            where = theirs[parts[1]].in_scope(parts[2])[0]
+            sources = outside.sources(run, *parts[1:3], int(parts[-1].partition("-")[0]))
+        else:
+            return ""
+        data = open_data(where)
+        for source in (source for source in sources if not source["reject"]):
+            data.read(source)
     except (OSError, ValueError, SourceError) as error:
-        return f"put {source['file'] if source else run.config.data} back ({error})"
+        return f"put {source['file'] if source else where} back ({error})"
     return ""
 
 
@@ -262,7 +265,7 @@ def regenerate(url: str, key: str) -> dict:
     """
     import numpy as np
 
-    from jobs import outside, world
+    from jobs import world
     from jobs.attempt import Inputs
     from jobs.stages import generate
     from shards import reader

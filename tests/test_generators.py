@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from jobs.batches import load_images
 from jobs.config import Config, ConfigError, load
 from jobs.plan import PlanError
 from shards import manifest
+from shards.storage import open_storage
 from vhs.measure import CLASSES
 from vhs.phantom import draw
 from vhs.radiograph import decode_png, encode_png
@@ -232,6 +234,30 @@ def test_a_set_may_move_but_not_change(data, tmp_path):
     shard(tmp_path / "here" / "a.tar", {"000.png": dog(1, "large"), "001.png": dog(2, "large")})
     with pytest.raises(ValueError, match="changed since the run began"):
         outside.open_data(str(tmp_path / "here" / "a.tar")).read(source)
+
+
+def test_a_set_in_a_bucket_is_the_same_set(data, bucket, tmp_path):
+    """Images and declaration are looked for there, and an image is read from there."""
+    for name in ("gan.tar", "train.txt"):
+        open_storage(f"{bucket}/sets").put(name, (data / name).read_bytes())
+    here, there = (plan.start(load("debug/demo", [*QUICK, *of_set(f"{place}/gan.tar", f"{place}/train.txt")]), str(tmp_path / "run"))
+                   for place in (data, f"{bucket}/sets"))  # fmt: skip
+    sources = there.outside("gan", "split")["images"]
+    assert here.outside("gan", "split") == there.outside("gan", "split") and there.config.generators[0].data.startswith("s3://")
+    assert outside.open_data(f"{bucket}/sets/gan.tar").read(sources[0]) == dog(FIRST_SEED, "small")
+
+
+def test_a_damaged_shard_goes_only_where_its_set_is_there_to_make_it_again(run, tmp_path):
+    from jobs.audit import repair
+
+    shutil.copytree(run, tmp_path / "run")
+    tar = sorted((tmp_path / "run" / "generated" / "gan" / "split" / "any").glob("00000-*.tar"))[0]
+    tar.write_bytes(tar.read_bytes()[:-100])
+    assert [name for name in repair(str(tmp_path / "run"), full=False, dry_run=True).gone if name.endswith(tar.name)]
+    started = tmp_path / "run" / "state" / "execution.json"
+    started.write_text(started.read_text().replace("gan.tar", "away.tar"))
+    away = repair(str(tmp_path / "run"), full=False, dry_run=True)
+    assert not [name for name in away.gone if "gan" in name] and any("away.tar" in finding.to_do for finding in away.left)
 
 
 def test_killed_among_images_from_outside_and_resumed(run, data, tmp_path, figure):
