@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from jobs import history, plan
+from jobs import generators, history, outside, plan
 from jobs.config import PHANTOMS
 from jobs.data import EMPTY, open_data
 from jobs.unit import Marker, read_marker
@@ -27,7 +27,7 @@ _IDENTITY = re.compile(r"-([0-9a-f]{12})\.(?:json|parquet)$")
 DAMAGED = (ValueError, KeyError, TypeError, AttributeError)  # what reading something else than was written ends in
 ASIDE = ("state/", "checkpoints/")
 LIST = "/shards.txt"
-KEPT = ("plan.json", "real/sources.json", "priors/own.json", "tune/", "labels/corrections/")  # there when the run began, or a person's word
+KEPT = ("plan.json", "real/sources.json", "outside/", "priors/own.json", "tune/", "labels/corrections/")  # there when the run began, or a person's word
 _PRODUCT = re.compile(r"(.+/[0-9a-f]{12})/.+")  # the folder of a unit's files
 
 
@@ -220,18 +220,21 @@ def _refuse_part_of_run(url: str):
 
 
 def _sources_away(run: plan.Run, path: str) -> str:
-    """For a shard of real images, at `path`: how to have back what it was made of, so that it can be made again; "" if all is there."""
-    if not path.startswith("real/") or run.config.data == PHANTOMS:
-        return ""
-    source = None
+    """For a shard of images that were brought, at `path`: how to have back what it was made of, so that it can be made again; "" if all is there."""
+    where, source, parts = run.config.data, None, path.split("/")
     try:
-        data = open_data(run.config.data)
-        for unit in (unit for unit in run.units("ingest") if path.startswith(f"{unit.path}-")):
-            for source in unit.params["sources"]:
-                if not source["reject"]:
-                    data.read(source)
+        if path.startswith("real/") and where != PHANTOMS:
+            sources = [source for unit in run.units("ingest") if path.startswith(f"{unit.path}-") for source in unit.params["sources"]]
+        elif parts[0] == "generated" and len(parts) == 5 and parts[1] in (theirs := generators.outsiders(run.config)):
+            where = theirs[parts[1]].in_scope(parts[2])[0]
+            sources = outside.sources(run, *parts[1:3], int(parts[-1].partition("-")[0]))
+        else:
+            return ""
+        data = open_data(where)
+        for source in (source for source in sources if not source["reject"]):
+            data.read(source)
     except (OSError, ValueError, SourceError) as error:
-        return f"put {source['file'] if source else run.config.data} back ({error})"
+        return f"put {source['file'] if source else where} back ({error})"
     return ""
 
 
@@ -255,7 +258,8 @@ def _idle(url: str, findings: list[Finding]) -> plan.Run | None:
 
 
 def regenerate(url: str, key: str) -> dict:
-    """Draw the generated image `key` again, its whole batch with it -> {"image", "shard", "equal", "difference", "numerics": {what: (then, now)}}.
+    """Draw the generated image `key` again, its whole batch with it (or read it again where it came from outside) -> {"image", "shard", "equal",
+    "difference", "numerics": {what: (then, now)}}.
 
     `difference` is the mean absolute difference in grey levels. KeyError if no generated shard of the run has the key.
     """
@@ -275,13 +279,16 @@ def regenerate(url: str, key: str) -> dict:
             continue
         row, batch = keys.index(key), run.config.generation.batch
         world.set_numerics(run.config.threads)
-        wanted = generate.wanted(run.config, unit.params)[row // batch * batch :][:batch]
-        image = list(generate.images(run.config, Inputs(run.storage, unit), wanted))[row % batch]
+        if "sources" in unit.params:
+            number, image = outside.again(run.config, Inputs(run.storage, unit), key)
+        else:
+            wanted = generate.wanted(run.config, unit.params)[row // batch * batch :][:batch]
+            number, image = wanted[row % batch].number, list(generate.images(run.config, Inputs(run.storage, unit), wanted))[row % batch]
         stored = reader.ShardReader(run.storage, table).read(row, check=True)
         then, now = run.marker(path).facts["numerics"], world.numerics(run.config.threads, world.device(run.config.execution.device))
         return {
             "shard": path,
-            "number": wanted[row % batch].number,
+            "number": number,
             "equal": encode_png(image) == stored,
             "difference": float(np.abs(image.astype(int) - decode_png(stored).astype(int)).mean()),
             "numerics": {name: (then.get(name), now.get(name)) for name in now if then.get(name) != now.get(name)},

@@ -88,7 +88,7 @@ def run(
         drive(opened, on=on, reuse=reuse)
     elif not elsewhere.on_slurm(opened, cluster, detach, reuse=reuse):
         return
-    Console().print(overview.costs(opened))
+    Console().print(overview.costs(opened), crop=False)
     if scope:
         _validation(opened)
     else:
@@ -148,7 +148,7 @@ def status(
     if watch:
         overview.watch(opened)
     else:
-        Console().print(overview.page(opened))
+        Console().print(overview.page(opened), crop=False)
 
 
 @app.command()

@@ -6,6 +6,7 @@ and a unit's identity is made of the parts its stage reads (jobs/unit.py). The s
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -21,9 +22,10 @@ from vhs.settings import CONFIGS, Classifier, DreamBooth, Generation, Labeller, 
 FILE_BYTES = 1 << 20
 PHANTOMS, FILES = "phantoms", "files"  # what science knows of `data`
 RANKED = ("labeller", "dreambooth", "classifier")  # sections whose units may have several ranks
-Arm = Annotated[  # null is YAML's word for nothing
-    Literal[*ARMS], BeforeValidator(lambda name: "null" if name is None else name)
-]
+PLACES = ("data", "trained_on")  # of a generator: where, not what
+Arm = Annotated[str, BeforeValidator(lambda name: "null" if name is None else name)]  # null is YAML's word for nothing
+SCOPE = "{scope}"  # in a generator's places: split, fold-0, fold-1 …
+NOTHING = "nothing"
 
 
 class ConfigError(Exception):
@@ -43,6 +45,30 @@ class Ingest(Section):
         if self.class_order and sorted(self.class_order) != sorted(CLASSES):
             raise ValueError(f"class_order names each of {', '.join(CLASSES)} once, got {', '.join(self.class_order)}")
         return self
+
+
+class Generator(Section):
+    """A set of images that somebody else's generator drew (jobs/outside.py): what the arm of its name mixes in."""
+
+    name: str = Field(pattern="^[A-Za-z][A-Za-z0-9_-]{0,39}$")
+    data: str  # anything that `data` of a run may be, labels or none; {scope} stands for the scope that the images were drawn for
+    trained_on: str | None = None  # a text file, a line an image of this run's data by its key or name; `nothing`; {scope} as in data
+    dose: int | None = Field(None, ge=1)  # accepted images of each MEASURED class; null: generation.quota
+
+    @model_validator(mode="after")
+    def _has_a_lineage(self) -> Generator:
+        taken = (*ARMS, "dreambooth", "split", "corrections")
+        if self.name in taken or re.fullmatch(r"fold-\d+", self.name):
+            raise ValueError(f"the name {self.name} is taken: choose another than {', '.join(taken)}, fold-0 …")
+        for place in (self.data, self.trained_on or ""):
+            credentials.refuse_in(place)
+        if self.data == PHANTOMS:
+            raise ValueError(f"{self.name}: data is a folder, a table or shards, here or in object storage; fresh phantoms are the arm oracle's")
+        return self
+
+    def in_scope(self, scope: str) -> tuple[str, str]:
+        """Where its images for a scope lie, and what it was trained on for that scope."""
+        return self.data.replace(SCOPE, scope), self.trained_on.replace(SCOPE, scope)
 
 
 class Expect(Section):
@@ -88,7 +114,8 @@ class Config(Section):
     base: str = "packaged"  # packaged | a diffusers folder, also s3://… | a hub id of Stable Diffusion 1.x / 2.x
     base_revision: str | None = Field(None, pattern="^[0-9a-f]{40}$")  # the commit of a hub id
     label_by: Literal["measure", "prompt", "teacher", "hand"] = "measure"  # of generated images (jobs/stages/label.py)
-    arms: tuple[Arm, ...] = ("real", "real-matched", "mixed", "measure")  # pretrain, and each control (jobs/generators.py): trainings more
+    arms: tuple[Arm, ...] = ("real", "real-matched", "mixed", "measure")  # pretrain, each control (jobs/generators.py), each of `generators`: trainings more
+    generators: tuple[Generator, ...] = ()  # outside of this run; each is an arm by its name
     seeds: tuple[int, ...] = (0,)  # of classifier training; one classifier an arm, scope and seed
     purpose: Literal["confirmatory", "descriptive"] = "confirmatory"  # descriptive: the verdict says that it only describes this data
     phantoms: Phantoms = Phantoms()
@@ -107,9 +134,10 @@ class Config(Section):
     @model_validator(mode="after")
     def _whole(self) -> Config:
         credentials.refuse_in(self.data)
-        with_more = [arm for arm in self.arms if arm == "mixed" or arm in CONTROLS]
-        if bool(with_more) != ("real-matched" in self.arms):
-            raise ValueError(f"real-matched is what mixed, {', '.join(CONTROLS)} are compared with: name it with any of them, not alone")
+        _refuse_generators(self)
+        mixing = ["mixed", *CONTROLS, *(generator.name for generator in self.generators)]
+        if bool(set(mixing) & set(self.arms)) != ("real-matched" in self.arms):
+            raise ValueError(f"real-matched is what {', '.join(mixing)} are compared with: name it with any of them, not alone")
         if "oracle" in self.arms and self.data != PHANTOMS:
             raise ValueError("the arm oracle trains on fresh images of the real ones' kind, and only phantoms can be drawn: leave it out, or data=phantoms")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
@@ -149,19 +177,57 @@ class Config(Section):
         of an elastic run."""
         left_out = {section: {"ranks"} for section in RANKED} if self.elastic else {"elastic": True}
         values = self.model_dump(mode="json", exclude={"execution": True, "expect": True, **left_out})
+        for generator in values["generators"]:
+            generator |= {name: _somewhere(generator[name]) for name in PLACES}
         return values | {"data": PHANTOMS if self.data == PHANTOMS else FILES}
 
     @property
     def free(self) -> dict:
-        """What may differ at each start, as plain JSON values: where the data lies, the execution section, `ranks` by section where the run is elastic."""
+        """What may differ at each start, as plain JSON values: where the data and outside generators' images lie, the execution section, `ranks` by section
+        where the run is elastic."""
         ranks = {"ranks": {section: getattr(self, section).ranks for section in RANKED}} if self.elastic else {}
-        return {"data": self.data, "execution": self.execution.model_dump(mode="json")} | ranks
+        places = {"generators": {one.name: {name: getattr(one, name) for name in PLACES} for one in self.generators}} if self.generators else {}
+        return {"data": self.data, "execution": self.execution.model_dump(mode="json")} | ranks | places
 
     @classmethod
     def of(cls, science: dict, free: dict) -> Config:
         """The configuration that has this `science` and is otherwise `free`. ValueError where they are those of another version."""
         ranked = {section: science[section] | {"ranks": ranks} for section, ranks in free.get("ranks", {}).items()}
-        return cls.model_validate({**science, **ranked, **{name: value for name, value in free.items() if name != "ranks"}})
+        places = free.get("generators", {})
+        generators = [one | places.get(one["name"], {}) for one in science.get("generators", ())]
+        return cls.model_validate({**science, **ranked, **{name: value for name, value in free.items() if name != "ranks"}, "generators": generators})
+
+
+def _refuse_generators(config: Config):
+    """ValueError for arms that nobody knows, and for generators outside of the run that cannot be used as they are declared."""
+    names, folds = [generator.name for generator in config.generators], config.split.folds
+    if len(set(names)) != len(names):
+        raise ValueError(f"generators: a name twice among {', '.join(names)}")
+    if unknown := [arm for arm in config.arms if arm not in ARMS and arm not in names]:
+        raise ValueError(f"arms: no arm {', '.join(unknown)}; legal are {', '.join(ARMS)}, and the name of each of generators ({', '.join(names) or 'none'})")
+    for name, generator in zip(names, config.generators):
+        if name not in config.arms:
+            raise ValueError(f"generators: {name} is in no arm: name it in arms too, arms=[{','.join([*config.arms, name])}]")
+        how = f"write trained_on: FILE, a line for each image of this data that it was trained on (its key or file name), or trained_on: {NOTHING}"
+        if generator.trained_on is None and folds:
+            raise ValueError(
+                f"generators: {name} does not say what it was trained on, and every image is held out in one of {folds} folds: it would carry them into "
+                f"training. Teach it anew for each fold, then {how}, with {SCOPE} in the place"
+            )
+        if generator.trained_on is None:
+            raise ValueError(f"generators: {name} does not say what it was trained on, so nobody knows whether it saw the test part: {how}")
+        if folds and generator.trained_on != NOTHING and not (SCOPE in generator.data and SCOPE in generator.trained_on):
+            raise ValueError(
+                f"generators: {name} was trained on images of this data once, and each of {folds} folds holds out some of them: teach it anew for each, "
+                f"and write {SCOPE} into data and trained_on where split, fold-0 … fold-{folds - 1} stand in their places"
+            )
+        if config.label_by == "prompt":
+            raise ValueError(f"generators: {name} had no prompt of this run, and what its images are called is not believed: label_by=measure, teacher or hand")
+
+
+def _somewhere(place: str) -> str:
+    """What science knows of a generator's place: whether it differs by scope. What is there is frozen in the run."""
+    return place if place == NOTHING else f"{FILES}/{SCOPE}" if SCOPE in place else FILES
 
 
 def names(kind: str = "") -> list[str]:
@@ -230,8 +296,9 @@ def _explain(item: dict, model: type[BaseModel]) -> str:
     where = ".".join(str(part) for part in item["loc"]) or "configuration"
     if item["type"] == "extra_forbidden":
         for part in item["loc"][:-1]:
-            annotation = model.model_fields[part].annotation
-            model = next((one for one in get_args(annotation) if one is not type(None)), annotation)
+            if isinstance(part, str):  # a number counts the entries of a list, and has led to what they are
+                annotation = model.model_fields[part].annotation
+                model = next((one for one in get_args(annotation) if one is not type(None)), annotation)
         return f"{where}: no such key. Legal here: {', '.join(sorted(model.model_fields))}"
     if item["type"] == "missing":
         return f"{where}: needs a value"

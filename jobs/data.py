@@ -6,11 +6,11 @@ Names are relative to the place, so the same files under another root are the sa
 from __future__ import annotations
 
 import hashlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from jobs.config import PHANTOMS
 from shards.storage import Storage, open_storage
@@ -33,8 +33,18 @@ class Data:
     def layout(self) -> str:
         return sources.layout(self.storage, self.named)
 
-    def scan(self, view: View, class_order: tuple[str, ...] | None = None) -> list[Source]:
-        return sources.scan(self.storage, view, class_order, self.named)
+    def scan(self, view: View, class_order: tuple[str, ...] | None = None, labelled: bool = True) -> list[Source]:
+        return sources.scan(self.storage, view, class_order, self.named, labelled)
+
+    def listed(self, view: View, class_order: tuple[str, ...] | None, labelled: bool = True) -> list[dict]:
+        """What `scan` finds, each with the sha256 of its bytes and the name that people know it by (`origin`)."""
+        found = [source.as_dict() for source in self.scan(view, class_order, labelled)]
+        unread = [source for source in found if not source["reject"] and not source["sha256"]]
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            for source, (sha256, reject) in zip(unread, pool.map(self.sha256, (source["file"] for source in unread)), strict=True):
+                source |= {"sha256": sha256, "reject": reject}
+        _name_origins(found)
+        return found
 
     def sha256(self, file: str) -> tuple[str, str | None]:
         """-> (of the bytes of `file`, why it cannot be used)."""
@@ -66,6 +76,16 @@ class Data:
                     yield source, data and data.result()
             for source, data in coming:
                 yield source, data and data.result()
+
+
+def _name_origins(found: list[dict]):
+    """`origin`: the file's name, or where two have the same its place below the data; what people and evaluators know the image by."""
+    often = Counter(PurePosixPath(source["file"]).name for source in found)
+    for source in found:
+        name = PurePosixPath(source["file"]).name
+        source["origin"] = name if often[name] == 1 else source["file"]
+        if not source["reject"] and not source["file"].isprintable():  # among these what is no UTF-8
+            source["reject"] = f"the name {source['file']!a} has signs that cannot be printed: rename it"
 
 
 def place(data: str) -> str:

@@ -344,7 +344,10 @@ CHECKS: dict[str, dict[str, tuple[str, Check]]] = {
 
 def needs(config: Config) -> list[str]:
     """The paths of this machine that a run of `config` reads."""
+    from vhs.split import scopes  # pandas
+
     named = [config.data, config.base, config.labeller.init, config.classifier.weights]
+    named += [place for one in config.generators for scope in scopes(config.split) for place in one.in_scope(scope)]
     return [str(Path(name).expanduser().resolve()) for name in named if "/" in name and Path(name).expanduser().exists()]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 
-from jobs import plan
+from jobs import generators, plan
 from jobs.dispatch import Outcome, backend_of
 from jobs.plan import Run
 from jobs.stages import STAGES
@@ -89,7 +89,7 @@ def publish(run: Run):
     """The views that people and plain tools look for, made anew from the markers; vhs itself never reads them. And checkpoints nobody needs go.
 
     The report's files (index.html, summary.json, predictions/) at fixed names, the page with what `vhs tune` found in it, rejects.json beside the
-    real images, and a shards.txt in every folder of shards.
+    real images and those from outside, and a shards.txt in every folder of shards.
     """
     from jobs import search
 
@@ -101,8 +101,19 @@ def publish(run: Run):
     for folder in sorted({unit.path.rpartition("/")[0] for unit in done if run.marker(unit.marker).shard}):
         mine = {unit.marker for unit in done}
         manifest.write_shards_txt(run.storage, folder, keep=mine.__contains__)
-    rejects = [reject for unit in done if unit.stage in ("ingest", "split") for reject in run.marker(unit.marker).facts["rejects"]]
-    run.storage.put("real/rejects.json", json.dumps(rejects, indent=1).encode())
+    for folder, rejects in _rejects(run, done).items():
+        run.storage.put(f"{folder}/rejects.json", json.dumps(rejects, indent=1).encode())
     finished = {unit.identity for unit in done}
     for name in (name for name in run.storage.list("checkpoints/") if name.split("/")[1] in finished):
         run.storage.delete(name)
+
+
+def _rejects(run: Run, done: list[Unit]) -> dict[str, list[dict]]:
+    """By folder what was brought and is not used: of the data, and of each set of a generator outside of the run."""
+    found = {"real": []}
+    for unit in done:
+        from_outside = unit.stage == "generate" and "sources" in unit.params
+        if from_outside or unit.stage in ("ingest", "split"):
+            folder = f"generated/{generators.place(generators.made_by(unit.params), unit.params['scope'])}" if from_outside else "real"
+            found.setdefault(folder, []).extend(run.marker(unit.marker).facts["rejects"])
+    return found

@@ -185,10 +185,13 @@ def _rows(config: Config, sizes: Sizes, machine: rates.Machine, accepted: float,
     diffusion, generation = base(config), config.generation
     groups = len(CLASSES) * (sizes.sources if generation.by_source else 1)
     a_round, makers = generation.unit_images * generation.round_units, generators.wanted(config)
-    rounds = min(generation.max_rounds, math.ceil(generation.quota / accepted / a_round))
+    rounds = _rounds(config, generation.quota, accepted)
     made, ceiling = scopes * groups * rounds * a_round, scopes * groups * generation.max_rounds * a_round * len(makers)  # made: by one generator
+    # a set's size is not asked: as many of its images as would be drawn for its dose
+    read = {name: scopes * len(CLASSES) * _rounds(config, generators.quota(config, name), accepted) * a_round for name in generators.outsiders(config)}
     mixed = min(groups * generation.quota, round(accepted * made / scopes))
-    labelled, drawn = made * len(makers), made * len(set(makers) - set(generators.KNOWING))
+    own = set(makers) - set(read)
+    labelled, drawn = made * len(own) + sum(read.values()), made * len(own - set(generators.KNOWING))
     labelled_units, drawn_units = labelled // generation.unit_images, drawn // generation.unit_images
     schooled = scopes * (generators.DREAMBOOTH in makers)
     priors = config.priors.images if schooled else 0
@@ -235,6 +238,12 @@ def _rows(config: Config, sizes: Sizes, machine: rates.Machine, accepted: float,
     return [
         replace(row, memory_gb=memory.get(row.stage, row.memory_gb), start_s=started[row.stage], **more.get(row.stage, {})) for row in rows if row.units
     ], ceiling
+
+
+def _rounds(config: Config, quota: int, accepted: float) -> int:
+    """Rounds until `quota` images of a class are accepted, or the plan allows no more."""
+    settings = config.generation
+    return min(settings.max_rounds, math.ceil(quota / accepted / (settings.unit_images * settings.round_units)))
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ null    copies of the scope's training images: nothing new, so what its arm gain
 oracle  fresh images of the kind that the real ones are, as a perfect generator would draw them: phantoms know how, no camera does
 base    the base model as it was: what mixed has beyond it, DreamBooth brought
 
+Beside them those outside of the run (`generators` of the configuration, jobs/outside.py), each again the generator of the arm that has its name.
+
 Each leaves a marker among the generators that says whom it saw; its images, labels and rounds lie in a folder of its name. Classes of copies and
 of fresh phantoms are known; all else is labelled as the run labels (jobs/stages/label.py).
 """
@@ -18,14 +20,25 @@ CONTROLS = (*KNOWING, "base")
 
 
 def wanted(config) -> list[str]:
-    """Those that a run with this configuration needs. Where only controls are mixed in there is no DreamBooth."""
-    controls = [name for name in CONTROLS if name in config.arms]
-    return controls if controls and not {"mixed", "pretrain"} & set(config.arms) else [DREAMBOOTH, *controls]
+    """Those that a run with this configuration needs. Where only others are mixed in there is no DreamBooth."""
+    others = [*(name for name in CONTROLS if name in config.arms), *outsiders(config)]
+    return others if others and not {"mixed", "pretrain"} & set(config.arms) else [DREAMBOOTH, *others]
 
 
-def of_arm(arm: str) -> str:
+def outsiders(config) -> dict:
+    """The generators outside of the run, by name."""
+    return {generator.name: generator for generator in config.generators}
+
+
+def of_arm(config, arm: str) -> str:
     """Whose images the arm trains on."""
-    return arm if arm in CONTROLS else DREAMBOOTH
+    return arm if arm in CONTROLS or arm in outsiders(config) else DREAMBOOTH
+
+
+def quota(config, generator: str) -> int:
+    """Accepted images wanted of a class (and source, where DreamBooth's are counted by source)."""
+    theirs = outsiders(config).get(generator)
+    return theirs.dose if theirs and theirs.dose else config.generation.quota
 
 
 def place(generator: str, scope: str) -> str:

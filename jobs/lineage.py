@@ -48,9 +48,7 @@ def own_class_images(given: pd.DataFrame, real: pd.DataFrame, held_out_patients:
     `given`, `real`: key and phash of class images and of the data's; hashes at most `bits` apart are one film (Split.duplicate_bits). LeakError
     if one is of a held-out patient.
     """
-    same = distances(given.phash.tolist(), real.phash.tolist()) <= bits
-    same |= given.key.to_numpy()[:, None] == real.key.to_numpy()
-    leaks = same & real.patient.isin(held_out_patients).to_numpy()
+    same, leaks = _same_film(given, real, held_out_patients, bits)
     if leaks.any():
         first, whose = (int(numbers[0]) for numbers in leaks.nonzero())
         raise LeakError(
@@ -58,6 +56,52 @@ def own_class_images(given: pd.DataFrame, real: pd.DataFrame, held_out_patients:
             "DreamBooth would train on it. Take it out of the concept's class_data_dir and start a new run"
         )
     return real.loc[same.any(0), ["key", "patient"]]
+
+
+def _same_film(given: pd.DataFrame, real: pd.DataFrame, held_out_patients: frozenset[str], bits: int):
+    """Which of N `given` images is, or looks like, which of M `real` ones, bool [N, M]; and the same of those that are held out."""
+    same = distances(given.phash.tolist(), real.phash.tolist()) <= bits
+    same |= given.key.to_numpy()[:, None] == real.key.to_numpy()
+    return same, same & real.patient.isin(held_out_patients).to_numpy()
+
+
+def with_patients(real: pd.DataFrame, splits: pd.DataFrame) -> pd.DataFrame:
+    """The images that are in the splits, `patient` as these know it. A copy that the split dropped is in none, and the image it is a copy of is."""
+    return real.drop(columns="patient").merge(splits[["key", "patient"]], on="key")
+
+
+def declared(
+    about: tuple[str, str], named: dict[str, str | None], images: pd.DataFrame, real: pd.DataFrame, held_out_patients: frozenset[str], bits: int
+) -> dict[str, list[str]]:
+    """`seen` of a generator outside of the run that says it was trained on the images `named`, {origin: patient}, and on what looks like them.
+
+    `about`: (generator, scope), `images`: of the data, with origin, `real`: with_patients of them. LeakError if one is of a held-out patient.
+    """
+    (name, scope), listed = about, images[images.origin.isin(named)]
+    same, leaks = _same_film(listed, real, held_out_patients, bits)
+    leaked = [f"{row.origin} (key {row.key}, patient {real.patient.iloc[leak.argmax()]})" for row, leak in zip(listed.itertuples(), leaks) if leak.any()]
+    unused = {origin: patient for origin, patient in named.items() if patient and origin not in set(images.origin)}
+    leaked += [f"{origin} (patient {patient})" for origin, patient in unused.items() if patient in held_out_patients]
+    if leaked:
+        raise LeakError(
+            f"generators: {name} was trained on {len(leaked)} images of patients whom {scope} holds out: {', '.join(leaked[:5])}{', …' * (len(leaked) > 5)}. "
+            f"Teach it anew on what vhs export RUN --what real --scope {scope} calls train, or leave the arm {name} out"
+        )
+    record = seen(real[same.any(0)])
+    return record | {"patients_seen": sorted({*record["patients_seen"], *unused.values()})}
+
+
+def refuse_films(about: tuple[str, str], drawn: pd.DataFrame, real: pd.DataFrame, held_out_patients: frozenset[str], bits: int):
+    """LeakError if among `drawn` (key of the file's bytes, phash, origin), what a generator outside of the run is said to have drawn, is a film of a held-out
+    patient: then its set holds real images, or it was trained on more than it says. `about`: (generator, scope)."""
+    (name, scope), (_, leaks) = about, _same_film(drawn, real, held_out_patients, bits)
+    if leaks.any():
+        first, whose = (int(numbers[0]) for numbers in leaks.nonzero())
+        raise LeakError(
+            f"generators: {drawn.origin.iloc[first]} (and {leaks.any(1).sum() - 1} more) of {name} is, or looks like, image {real.key.iloc[whose]} of patient "
+            f"{real.patient.iloc[whose]}, whom {scope} holds out. Take real images out of the set; if there are none, it was taught more than trained_on says: "
+            f"teach it anew, or leave the arm {name} out"
+        )
 
 
 def seen(rows: pd.DataFrame, *before: dict[str, list[str]]) -> dict[str, list[str]]:

@@ -12,7 +12,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from jobs import history, rounds, status
-from jobs.generators import DREAMBOOTH
+from jobs.generators import DREAMBOOTH, outsiders
 from jobs.plan import Run
 from jobs.status import StageStatus
 from vhs.measure import CLASSES
@@ -126,9 +126,11 @@ def _generated(run: Run) -> list[Text]:
     for place, counts in status.generation(run).items():
         control, _, scope = place.rpartition("/")
         quota = rounds.quota_of_a_class(run, scope, control or DREAMBOOTH)
+        left = f", of the {len(run.outside(control, scope)['images'])} that its set has" if control in outsiders(run.config) else ""
         lines.append(
             f"generated for {place}: {counts['accepted']} of {counts['produced']} accepted ({counts['accepted'] / max(1, counts['produced']):.0%}), "
             + ", ".join(f"{counts.get(name, 0)} of {quota} {name}" for name in CLASSES)
+            + left
         )
     return [_line(line) for line in lines]
 

@@ -18,7 +18,7 @@ from jobs.config import PHANTOMS, Config, changed
 from jobs.data import place
 from jobs.unit import Marker, Unit, read_marker
 from shards.storage import Storage, open_storage
-from vhs.arms import DIFFERENCES
+from vhs.arms import differences
 
 FORMAT = 3  # of a run folder
 STARTED = "state/execution.json"  # how the run was last started: where its data lies, its execution settings, an elastic run's ranks
@@ -40,6 +40,7 @@ class Run:
         self._markers: dict[str, Marker] = {}
         self._sha256: dict[str, str] = {}  # of markers: naming a unit takes those of its inputs and nothing else
         self._made: dict[tuple, Unit] = {}
+        self._outside: dict[str, dict] = {}
         self._science: dict[tuple[str, ...], dict] = {}
         self._at_work: dict = {}  # names of what decides on units, and by stage the units up to those at work
         self.refresh()
@@ -54,7 +55,7 @@ class Run:
             "arms": list(config.arms),
             "seeds": list(config.seeds),
             "folds": config.split.folds,
-            "differences": [" - ".join(pair) for pair in DIFFERENCES if set(pair) <= set(config.arms)],
+            "differences": [" - ".join(pair) for pair in differences(config.arms)],
             "looks": 1,
         }
 
@@ -76,6 +77,14 @@ class Run:
         from jobs.stages import ingest
 
         return ingest.sources(self.config)
+
+    def outside(self, name: str, scope: str) -> dict:
+        """The set of a generator outside of the run, as it was found when the run began (jobs/outside.py)."""
+        from jobs import outside
+
+        if (path := outside.path(name, scope)) not in self._outside:
+            self._outside[path] = self.freeze(path, lambda: outside.found(self.config, name, scope, self.sources))
+        return self._outside[path]
 
     def refresh(self):
         """See what has been committed since: one listing. The units stay as they are while those at work are not all done and nobody has listed a
@@ -171,8 +180,11 @@ class Run:
 
 def start(config: Config, out: str) -> Run:
     """Open the run at `out`, freezing `config` as its plan if it is new. PlanError when the science differs from the frozen plan's."""
-    run = Run(out, config)
+    from jobs import outside
+
+    run, found = Run(out, config), {}
     if "plan.json" not in run.names:
+        found = outside.lists(run)
         plan = {
             "sources": len(run.sources),  # data that cannot be read is found out before anything is frozen
             "format": FORMAT,
@@ -180,12 +192,14 @@ def start(config: Config, out: str) -> Run:
             "science": config.science,
             "models": models.fingerprints(config),
             "analysis": run.analysis,
-        }
+        } | ({"generators": outside.digests(found)} if found else {})
         run.storage.prove()
         run.storage.commit("plan.json", json.dumps(plan, sort_keys=True, indent=1).encode(), crash_window="plan-before-commit")
     check(config, out)
+    outside.settle(run, read_plan(out).get("generators", {}), started(run.storage).get("generators", {}), found)
     run.storage.sweep(older_than_s=24 * 3600)
-    run.storage.put(STARTED, json.dumps(config.free | {"data": place(config.data)}, indent=1).encode())
+    now = {"data": place(config.data)} | ({"generators": places} if (places := outside.places(config)) else {})
+    run.storage.put(STARTED, json.dumps(config.free | now, indent=1).encode())
     return run
 
 

@@ -2,7 +2,8 @@
 
 A round's list is frozen in rounds/<scope>/<number>.json by the first who computes it. The quota counts measured classes, so a round asks for more of
 every class still short of it, under that class's prompt (with `generation.by_source`, of every class and source); the plan bounds the rounds, and a
-quota not met by then is reported, not hidden.
+quota not met by then is reported, not hidden. A generator outside of the run, which can be asked for no class, gives as many units of its set's next images
+as a round of all classes has, until none is left.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from functools import partial
 import pandas as pd
 
 from jobs import labels as corrections
+from jobs import outside
 from jobs.drawing import stratum
-from jobs.generators import DREAMBOOTH, KNOWING, committed, made_by, place, wanted
+from jobs.generators import DREAMBOOTH, KNOWING, committed, made_by, outsiders, place, quota, wanted
+from jobs.outside import ANY
 from jobs.unit import Unit
 from vhs.measure import CLASSES
 
@@ -24,14 +27,14 @@ from vhs.measure import CLASSES
 def strata(run, scope: str, generator: str = DREAMBOOTH) -> dict[str, tuple[str, str | None]]:
     """What the quota counts, by folder: each class, or each class and source of the scope's training images, as (class, source)."""
     sources = [None]
-    if run.config.generation.by_source:
+    if run.config.generation.by_source and generator not in outsiders(run.config):
         sources = run.marker(*committed(run, "dreambooth", generator, scope)).facts["sources"]
     return {stratum(name, source): (name, source) for name in CLASSES for source in sources}
 
 
 def quota_of_a_class(run, scope: str, generator: str = DREAMBOOTH) -> int:
     """Accepted images wanted of a class, all its sources together."""
-    return run.config.generation.quota * len(strata(run, scope, generator)) // len(CLASSES)
+    return quota(run.config, generator) * len(strata(run, scope, generator)) // len(CLASSES)
 
 
 def units(run, scope: str, generator: str = DREAMBOOTH) -> list[Unit]:
@@ -44,7 +47,7 @@ def units(run, scope: str, generator: str = DREAMBOOTH) -> list[Unit]:
         path = f"{folder}/{len(rounds):03d}.json"
         if path in frozen:
             contents.append(json.loads(run.storage.read(path)))
-        elif (content := _next(run, scope, counted, contents, rounds)) is None:
+        elif (content := _next(run, generator, scope, counted, contents, rounds)) is None:
             break
         else:
             contents.append(run.freeze(path, content, window="round-before-commit"))
@@ -52,7 +55,7 @@ def units(run, scope: str, generator: str = DREAMBOOTH) -> list[Unit]:
     return [unit for of_round in rounds for unit in of_round]
 
 
-def _next(run, scope: str, counted: dict, contents: list[dict], rounds: list[list[Unit]]) -> Callable[[], dict] | None:
+def _next(run, generator: str, scope: str, counted: dict, contents: list[dict], rounds: list[list[Unit]]) -> Callable[[], dict] | None:
     """What lists the round after `rounds`; None while the last one is at work, or once no further round is called for."""
     from jobs.stages import label
 
@@ -61,18 +64,21 @@ def _next(run, scope: str, counted: dict, contents: list[dict], rounds: list[lis
     if len(labels) < len(listed) or not all(map(run.done, labels)):
         return None
     accepted, last = _accepted(run, scope, counted, contents, labels), labels[-len(rounds[-1]) :] if rounds else []
-    short = [name for name in counted if accepted[name] < run.config.generation.quota]
+    short = [name for name in counted if accepted[name] < quota(run.config, generator)]
     if not short or _waiting(run, last):
         return None
-    drawn = Counter(name for content in contents for name, numbers in content["units"].items() for _ in numbers)
-    return partial(_listing, short, drawn, accepted, run.config.generation.round_units)
+    drawn, count = Counter(name for content in contents for name, numbers in content["units"].items() for _ in numbers), run.config.generation.round_units
+    if generator in outsiders(run.config):
+        short, count = [ANY], min(count * len(CLASSES), outside.units(run, generator, scope) - drawn[ANY])
+    return partial(_listing, short, drawn, accepted, count) if count else None
 
 
 def _named(run, generator: str, scope: str, counted: dict[str, tuple[str, str | None]], content: dict) -> list[Unit]:
     """The units of the round that lists `content`."""
     from jobs.stages import generate
 
-    return [generate.unit(run, generator, scope, *counted[name], n) for name in counted for n in content["units"].get(name, ())]
+    asked = {**counted, ANY: (None, None)}
+    return [generate.unit(run, generator, scope, *asked[name], n) for name in asked for n in content["units"].get(name, ())]
 
 
 def _accepted(run, scope: str, counted, contents: list[dict], labels: list[Unit]) -> dict[str, int]:
@@ -101,7 +107,7 @@ def waiting(run) -> list[str]:
         listed = [json.loads(run.storage.read(name)) for name in run.under(f"rounds/{place(generator, scope)}/")]
         last = {(name, n) for name, numbers in listed[-1]["units"].items() for n in numbers} if listed else set()
         drawn = [unit for unit in run.units("generate") if unit.params["scope"] == scope and made_by(unit.params) == generator]
-        of_last = [u for u in drawn if (stratum(u.params["class"], u.params.get("source")), u.params["number"]) in last]
+        of_last = [u for u in drawn if (stratum(u.params["class"], u.params.get("source")) if "class" in u.params else ANY, u.params["number"]) in last]
         return _waiting(run, [label.unit(run, unit) for unit in of_last if run.done(unit)])
 
     return [scope for scope in run.scopes if any(waits(scope, name) for name in wanted(run.config))] if run.config.label_by == "hand" else []
@@ -115,5 +121,6 @@ def _listing(short: list[str], drawn: dict[str, int], accepted: dict[str, int], 
 def accepted(generated: pd.DataFrame, labels: pd.DataFrame, quota: int) -> pd.DataFrame:
     """The generated images to train on: of every measured class (and prompted source) the first `quota` accepted, by number, not by arrival."""
     rows = generated.merge(labels, on="key", validate="one_to_one")
-    rows = rows[rows.accepted].assign(order=lambda table: table.prompted.map(CLASSES.index)).sort_values(["number", "order"], kind="stable")
+    order = rows.prompted.map({name: number for number, name in enumerate(CLASSES)})
+    rows = rows.assign(order=order)[rows.accepted].sort_values(["number", "order"], kind="stable")
     return rows.groupby(["label", "source"], sort=True, dropna=False).head(quota).drop(columns="order").reset_index(drop=True)

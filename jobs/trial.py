@@ -50,7 +50,10 @@ def make(config: Config, arm: str, unit: Unit, number: int, settings: Settings) 
         section, _, name = key.partition(".")
         values[section][name] = value
     science = unit.science | {"classifier": values["classifier"], "generation.quota": values["generation"]["quota"]}
-    return Trial(number, arm, settings, values, replace(unit, path=f"tune/{arm}/{number:03d}", science=science, ranks=1, apart=False))
+    params = dict(unit.params)
+    if "dose" in params:  # a generator's outside of the run: the same share of it
+        params["dose"] = max(1, round(params["dose"] * values["generation"]["quota"] / config.generation.quota))
+    return Trial(number, arm, settings, values, replace(unit, path=f"tune/{arm}/{number:03d}", science=science, params=params, ranks=1, apart=False))
 
 
 class Inside(Inputs):

@@ -240,6 +240,12 @@ def test_no_augmentation_changes_nothing_and_the_generator_decides_everything():
     assert torch.equal(a, b) and not torch.equal(a, c)
 
 
+def test_a_damaged_file_has_one_reason():
+    """It is part of a run's bytes, which are the same in every process: no address of where something lay."""
+    with pytest.raises(radiograph.Unreadable, match="cannot identify image file <_io.BytesIO object>"):
+        radiograph.decode(b"\x89PNG and nothing else", "a.png")
+
+
 @real_data
 def test_real_radiographs_decode():
     for file in sorted((DATA / "dogs").iterdir()):

@@ -1,5 +1,7 @@
 """The arms of a run, and the differences between them that are reported."""
 
+from collections.abc import Iterable
+
 ARMS = {  # in the order every table and figure shows them
     "real": "real images as they are, the study's baseline",
     "real-matched": "real images only, drawn with mixed's class prior, optimizer steps, initial weights and augmentation",
@@ -22,3 +24,20 @@ DIFFERENCES = {  # arm minus arm, and what the difference is worth; the first is
     ("oracle", "real-matched"): "what a perfect generator would bring",
     ("mixed", "real"): "as the study compared: balance and optimizer steps are among it",
 }
+
+
+def outside(arms: Iterable[str]) -> list[str]:
+    """The arms that are none of ours: each mixes in the images of the generator that has its name, drawn outside of the run."""
+    return sorted(set(arms) - set(ARMS))
+
+
+def meanings(arms: Iterable[str]) -> dict[str, str]:
+    return ARMS | {name: f"as mixed, with {name}'s images instead of generated ones" for name in outside(arms)}
+
+
+def differences(arms: Iterable[str]) -> dict[tuple[str, str], str]:
+    """Of the differences that are reported those whose arms are there."""
+    there = set(arms)
+    more = {(name, PRIMARY[1]): f"what {name}'s images brought" for name in outside(there)}
+    more |= {(PRIMARY[0], name): f"what this run's own generator has beyond {name}" for name in outside(there)}
+    return {pair: worth for pair, worth in (DIFFERENCES | more).items() if set(pair) <= there}

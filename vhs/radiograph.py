@@ -7,6 +7,7 @@ Points are [..., K, 2], x right, y down, pixel centres at integers.
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -55,7 +56,8 @@ def decode(data: bytes, name: str = "") -> np.ndarray:
         raise Unreadable(f"{label}: {error}") from None
     except Exception as error:  # the decoders raise OSError, SyntaxError, struct.error, KeyError ... for damaged bytes
         kind = error.__class__.__name__
-        said = f"damaged DICOM ({kind})" if dicom else f"damaged or not PNG, JPEG, TIFF or DICOM ({kind}: {error})"
+        what = re.sub(r" at 0x[0-9a-f]+", "", str(error))  # where an object lay differs each time, and a reject's reason is among a run's bytes
+        said = f"damaged DICOM ({kind})" if dicom else f"damaged or not PNG, JPEG, TIFF or DICOM ({kind}: {what})"
         raise Unreadable(f"{label}: {said}") from None  # of a DICOM, whose error may quote a patient's name, not even as the cause
 
 

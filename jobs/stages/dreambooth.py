@@ -1,7 +1,7 @@
 """dreambooth: the base model fine-tuned on a scope's training images, class images beside them (Ruiz et al. 2023).
 
-It records the keys and patients it saw: the leak guard (jobs/lineage.py) holds what it generates against them. So do the controls beside it
-(jobs/generators.py), which train nothing.
+It records the keys and patients it saw: the leak guard (jobs/lineage.py) holds what it generates against them. So do the generators beside it
+(jobs/generators.py), which train nothing here: controls, and those outside of the run, which say whom they saw.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def units(run) -> list[Unit]:
     from jobs import generators
 
     wanted = generators.wanted(run.config)
-    return [_unit(run, scope) if name == generators.DREAMBOOTH else _control(run, name, scope) for scope in run.scopes for name in wanted]
+    return [_unit(run, scope) if name == generators.DREAMBOOTH else _other(run, name, scope) for scope in run.scopes for name in wanted]
 
 
 def _unit(run, scope: str) -> Unit:
@@ -31,15 +31,21 @@ def _unit(run, scope: str) -> Unit:
     return run.unit(NAME, f"{FOLDER}/{scope}", inputs, params=params, ranks=settings.ranks, apart=bool(settings.sharding))
 
 
-def _control(run, name: str, scope: str) -> Unit:
+def _other(run, name: str, scope: str) -> Unit:
     from jobs import generators, models
 
     inputs = {"real": run.committed("ingest"), "splits": run.committed("split")}
-    base = {"base": models.fingerprint(models.base(run.config))} if name == "base" else {}
-    return run.unit(NAME, f"{FOLDER}/{generators.place(name, scope)}", inputs, params={"scope": scope, "generator": name, **base})
+    about = {"base": models.fingerprint(models.base(run.config))} if name == "base" else {}
+    if name in generators.outsiders(run.config):
+        about = {"trained_on": run.outside(name, scope)["trained_on"], "duplicate_bits": run.config.split.duplicate_bits}
+    return run.unit(NAME, f"{FOLDER}/{generators.place(name, scope)}", inputs, params={"scope": scope, "generator": name, **about})
 
 
 def work(config, inputs, output) -> Files:
+    from jobs import outside
+
+    if "trained_on" in inputs.params:
+        return outside.record(config, inputs)
     if "generator" in inputs.params:
         return _record(config, inputs)
     return _train(config, inputs, output)
@@ -98,8 +104,7 @@ def _own(config, inputs, given, held_out_patients):
     from vhs.duplicates import perceptual_hash
 
     hashes = [perceptual_hash(image) for image in batches.load_images(inputs.storage, given)] if len(given) else []
-    # a copy that the split dropped is in no split, and the image it is a copy of is
-    real = inputs.samples("real").drop(columns="patient").merge(inputs.table("splits")[["key", "patient"]], on="key")
+    real = lineage.with_patients(inputs.samples("real"), inputs.table("splits"))
     return lineage.own_class_images(given.assign(phash=hashes), real, held_out_patients, config.split.duplicate_bits)
 
 

@@ -1,4 +1,7 @@
-"""generate: image number i of a prompted class, from seed i, by each of a scope's generators. Unit n holds the images [n S, (n + 1) S) for ever."""
+"""generate: image number i of a prompted class, from seed i, by each of a scope's generators. Unit n holds the images [n S, (n + 1) S) for ever.
+
+Image number i of a generator outside of the run is the i-th of its set (jobs/outside.py).
+"""
 
 from __future__ import annotations
 
@@ -37,22 +40,26 @@ def units(run) -> list[Unit]:
     return [unit for scope in run.scopes for name in generators.wanted(run.config) for unit in rounds.units(run, scope, name)]
 
 
-def unit(run, generator: str, scope: str, prompted: str, source: str | None, number: int) -> Unit:
-    from jobs import generators
+def unit(run, generator: str, scope: str, prompted: str | None, source: str | None, number: int) -> Unit:
+    """`prompted` None: of a generator outside of the run, which is asked for no class."""
+    from jobs import generators, outside
     from jobs.drawing import stratum
 
     inputs = {"generator": generators.committed(run, "dreambooth", generator, scope)}
     drawn = {"phantoms": run.science(("phantoms",))} if generator == "oracle" else {}
-    if generator == "null":
+    if generator == "null" or prompted is None:
         inputs |= {"real": run.committed("ingest"), "splits": run.committed("split")}
-    named = {} if source is None else {"source": source}
+    if prompted is None:
+        drawn = {"sources": outside.sources(run, generator, scope, number)}
+    named = {} if prompted is None else {"class": prompted}
+    named |= {} if source is None else {"source": source}
     if generator == generators.DREAMBOOTH and (tried := run.committed("prompts", scope=scope)):
         inputs["prompts"], named["prompt"] = tried, run.marker(tried[0]).facts["best"]
     return run.unit(
         NAME,
-        f"{FOLDER}/{generators.place(generator, scope)}/{stratum(prompted, source)}/{number:05d}",
+        f"{FOLDER}/{generators.place(generator, scope)}/{stratum(prompted or outside.ANY, source)}/{number:05d}",
         inputs,
-        params={"scope": scope, "class": prompted, "number": number, **named, **generators.named(generator), **drawn},
+        params={"scope": scope, "number": number, **named, **generators.named(generator), **drawn},
     )
 
 
@@ -86,8 +93,10 @@ def images(config, inputs, wanted: list) -> Iterator[np.ndarray]:
 
 
 def work(config, inputs, output) -> Shard:
-    from jobs import drawing
+    from jobs import drawing, outside
 
+    if "sources" in inputs.params:
+        return outside.shard(config, inputs)
     params, asked = inputs.params, wanted(config, inputs.params)
     about = {
         "prompted": params["class"],

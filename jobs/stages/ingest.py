@@ -6,14 +6,12 @@ Bad input is never dropped in silence: each rejected file is listed with its rea
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import PurePosixPath
 
 from jobs.config import PHANTOMS
-from jobs.data import AT_ONCE, open_data
+from jobs.data import Data, open_data
 from jobs.unit import Shard, Unit
 from vhs.contained import Contained, Died
 from vhs.sources import SourceError
@@ -40,13 +38,7 @@ def sources(config) -> list[dict]:
     from vhs.phantom import ANATOMY
 
     if config.data != PHANTOMS:
-        data = open_data(config.data)
-        found = [source.as_dict() for source in data.scan(config.measure, config.ingest.class_order)]
-        unread = [source for source in found if not source["reject"] and not source["sha256"]]
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            for source, (sha256, reject) in zip(unread, pool.map(data.sha256, (source["file"] for source in unread)), strict=True):
-                source |= {"sha256": sha256, "reject": reject}
-        _name_origins(found)
+        found = open_data(config.data).listed(config.measure, config.ingest.class_order)
         _reject_copies(found)
         _refuse_unlabelled_test(found, config)
         _refuse_unteachable(found, config)
@@ -65,16 +57,6 @@ def sources(config) -> list[dict]:
         }
         for i in range(drawn.count + drawn.test_count)
     ]
-
-
-def _name_origins(found: list[dict]):
-    """`origin`: the file's name, or where two have the same its place below the data; what people and evaluators know the image by."""
-    often = Counter(PurePosixPath(source["file"]).name for source in found)
-    for source in found:
-        name = PurePosixPath(source["file"]).name
-        source["origin"] = name if often[name] == 1 else source["file"]
-        if not source["reject"] and not source["file"].isprintable():  # among these what is no UTF-8
-            source["reject"] = f"the name {source['file']!a} has signs that cannot be printed: rename it"
 
 
 def _reject_copies(found: list[dict]):
@@ -197,9 +179,14 @@ def _each(found: list[dict], config) -> Iterator[tuple[dict, Callable]]:
     if found and "phantom" in found[0]:
         yield from ((source, partial(_draw, source, config)) for source in found)
         return
+    yield from decoded(open_data(config.data), found, config)
+
+
+def decoded(data: Data, found: list[dict], config) -> Iterator[tuple[dict, Callable]]:
+    """As _each, of sources that lie in `data`."""
     with Contained() as contained:
-        for source, data in open_data(config.data).read_ahead(found):
-            yield source, partial(_decode, source, data, config, contained)
+        for source, read in data.read_ahead(found):
+            yield source, partial(_decode, source, read, config, contained)
 
 
 def _draw(source: dict, config):

@@ -25,7 +25,8 @@ def units(run) -> list[Unit]:
 def unit(run, shard: Unit) -> Unit:
     """The unit that labels the generated shard of `shard`."""
     inputs = {"shard": [shard.marker], "labeller": run.committed("labeller", scope=shard.params["scope"])}
-    return run.unit(NAME, shard.path.replace("generated/", f"{FOLDER}/", 1), inputs, params=shard.params)
+    params = {name: value for name, value in shard.params.items() if name != "sources"}  # files of which its images were made
+    return run.unit(NAME, shard.path.replace("generated/", f"{FOLDER}/", 1), inputs, params=params)
 
 
 def work(config, inputs, output) -> Table:
@@ -37,6 +38,8 @@ def work(config, inputs, output) -> Table:
     from vhs.measure import CLASSES
 
     rows, by = inputs.samples("shard"), "known" if generators.made_by(inputs.params) in generators.KNOWING else config.label_by
+    if rows.empty:  # of a set outside of the run, where a whole unit cannot be read
+        return Table(_schema().empty_table(), {"images": 0, "accepted": dict.fromkeys(CLASSES, 0)})
     labeller = Labeller.load(inputs.folder("labeller")).to(world.device(config.execution.device))
     measured = labeller.measure(batches.load_images(inputs.storage, rows), rows.key.tolist(), passes=config.labeller.passes)
     label, reasons = _decided(by, config, inputs, rows, labeller, measured)
@@ -61,25 +64,37 @@ def work(config, inputs, output) -> Table:
     return Table(table, {"images": len(rows), "accepted": counts})
 
 
+def _schema():
+    import pyarrow as pa
+
+    words, numbers = ("key", "reason", "label_source", "labeller", "near_key"), ("index", "spread", "near_distance")
+    kinds = {"points": pa.list_(pa.float32()), "label": pa.int64(), "accepted": pa.bool_()}
+    return pa.schema(kinds | dict.fromkeys(words, pa.string()) | dict.fromkeys(numbers, pa.float64()))
+
+
 def _decided(by: str, config, inputs, rows, labeller, measured):
     """Label int64 [N] (-1: none) and the reason against accepting each image, "" where there is none."""
     import numpy as np
 
     from jobs import teacher
-    from vhs.measure import CLASSES
 
     finite = np.isfinite(measured.index)
     seen = np.where(finite, config.measure.classify(np.where(finite, measured.index, 0)), -1)
     verdicts = [reason for _, reason in labeller.verdict(measured)]
-    prompted = rows.prompted.map(CLASSES.index).to_numpy()
     if by == "known":
-        return prompted, [""] * len(rows)
+        return _prompted(rows), [""] * len(rows)
     if by == "measure":
         return seen, verdicts
     if by == "hand":
         return seen, [reason or "not yet judged by a person" for reason in verdicts]
     copies = ["near-copy" if copied else "" for copied in labeller.copied(measured)]
     if by == "prompt":
-        return prompted, copies
+        return _prompted(rows), copies
     said, sure = teacher.answers(config, inputs, rows)
     return said, [reason or ("" if ok else "teacher unsure") for reason, ok in zip(copies, sure)]
+
+
+def _prompted(rows):
+    from vhs.measure import CLASSES
+
+    return rows.prompted.map(CLASSES.index).to_numpy()

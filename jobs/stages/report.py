@@ -12,7 +12,7 @@ from jobs.unit import Files, Unit
 NAME, FOLDER, KIND, TORCH = "report", "report", "json", True
 SCIENCE = (
     "name", "view", "edges", "high_is_large", "resolution", "threads", "arms", "seeds", "purpose", "generation.quota", "generation.by_source",
-    "data", "phantoms.style", "report",
+    "data", "phantoms.style", "report", "generators",
 )  # fmt: skip
 AFTER = ("ingest", "split", "labeller", "dreambooth", "generate", "label", "train", "evaluate")
 FEATURE_CHUNK = 256  # images in memory at a time
@@ -33,6 +33,9 @@ def units(run) -> list[Unit]:
         "classifiers": run.committed("train"),
         "predictions": run.committed("evaluate"),
     }
+    if others := list(generators.outsiders(run.config)):
+        for role, stage in (("outsiders", "dreambooth"), ("outside", "generate"), ("outside_labels", "label")):
+            inputs[role] = [path for name in others for path in generators.committed(run, stage, name, "split")]
     if said := labels.tables(run, "split"):
         inputs["corrections"] = said
         now = set(inputs["predictions"])  # what mixed answered before a person spoke stays beside what it answers since
@@ -56,10 +59,12 @@ def work(config, inputs, output) -> Files:
     measured = judged[judged.arm == "measure"]
     generated = _generated(config, inputs) if inputs.markers("generator") else None  # else only controls were mixed in
     counts, likeness, tables = _of_generated(config, inputs, scope, generated) if generated is not None else (None, None, {})
+    outsiders = _outsiders(config, inputs)
     summary = metrics.summary(
         predictions,
         labeller=metrics.labeller_quality(measured) if len(measured) else None,
         generated=counts,
+        generators={row["generator"]: {name: row[name] for name in OF_OUTSIDERS} for row in outsiders},
         likeness=likeness,
         purpose=config.purpose,
         patients_known=inputs.facts("splits")["patients_known"],
@@ -68,7 +73,7 @@ def work(config, inputs, output) -> Files:
     (output.folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     crash.window("report-half-written")
     _write_csvs(predictions, output.folder / "predictions")
-    tables["composition"] = _composition(inputs, scope)
+    tables |= {"composition": _composition(config, inputs, scope), "generators": pd.DataFrame(outsiders)}
     if len(judged):
         tables |= metrics.tables(judged, config.measure)
     if inputs.markers("prompts"):
@@ -78,7 +83,7 @@ def work(config, inputs, output) -> Files:
     if len(measured):
         tables["measurement"] = metrics.measurement_by(measured, "source")
     figures = _figures(config, inputs, summary, measured, generated, scope)
-    page = render(summary, tables, figures, _notes(config, inputs, part))
+    page = render(summary, tables, figures, _notes(config, inputs, part, outsiders))
     (output.folder / "index.html").write_text(page, encoding="utf-8")
     return Files({"verdict": metrics.verdict(summary)})
 
@@ -95,17 +100,19 @@ def _predictions(inputs):
     return pd.concat([metrics.joined_once(rows, keys[role](splits, scope)) for (scope, role), rows in parts], ignore_index=True)
 
 
-def _generated(config, inputs):
-    """The generated images with their labels and the class of their measured index, in the order of their numbers."""
+def _generated(config, inputs, images: str = "generated", labelled: str = "labels"):
+    """The generated images of these roles with their labels and the class of their measured index, in the order of their numbers."""
     import numpy as np
 
     from jobs import labels
     from vhs.measure import CLASSES, UNKNOWN
 
-    rows = inputs.samples("generated").merge(labels.of(inputs), on="key", validate="one_to_one")
+    said = labels.corrected(inputs.table(labelled), inputs.table("corrections"))
+    rows = inputs.samples(images).merge(said, on="key", validate="one_to_one")
     finite = np.isfinite(rows["index"])  # the label is another word where label_by or a person says so
     measured = np.where(finite, config.measure.classify(rows["index"].where(finite, 0)), UNKNOWN)
-    rows = rows.assign(prompted=rows.prompted.map(CLASSES.index), measured=measured)
+    prompted = rows.prompted.map({name: number for number, name in enumerate(CLASSES)}).fillna(UNKNOWN).astype(int)
+    rows = rows.assign(prompted=prompted, measured=measured)
     return rows.sort_values(["number", "prompted"], kind="stable", ignore_index=True)
 
 
@@ -119,6 +126,25 @@ def _of_generated(config, inputs, scope, generated):
     strata = len(CLASSES) * (len(inputs.facts("generator")["sources"]) if config.generation.by_source else 1)
     likeness, by_class = _likeness(config, inputs, scope.training, taught)
     return metrics.generated_counts(generated, asked=config.generation.quota * strata), likeness, metrics.generated_tables(generated) | {"likeness": by_class}
+
+
+OF_OUTSIDERS = ("asked", "produced", "accepted", "agreement", "trained_on")  # in the summary
+
+
+def _outsiders(config, inputs) -> list[dict]:
+    """Of each generator outside of the run what became of its images, and on how many of the data's it says it was trained."""
+    from jobs import generators
+    from vhs import metrics
+    from vhs.measure import CLASSES
+
+    makers, found = inputs.markers("outsiders"), []
+    rows = _generated(config, inputs, "outside", "outside_labels") if makers else None
+    for maker in makers:
+        own, name = rows[rows.generator == maker.path], maker.facts["generator"]
+        counts = metrics.generated_counts(own, asked=generators.quota(config, name) * len(CLASSES))
+        by_class = {label: int((own.accepted & (own.label == number)).sum()) for number, label in enumerate(CLASSES)}
+        found.append({"generator": name, **counts, **by_class, "trained_on": maker.facts["trained_on"]})
+    return found
 
 
 def _after_corrections(inputs, predictions):
@@ -184,12 +210,12 @@ def _features(config, inputs, rows):
 ORIGINS = {"null": "copies of training images", "oracle": "fresh phantoms", "base": "generated by the base model"}
 
 
-def _composition(inputs, scope):
+def _composition(config, inputs, scope):
     """Table 1: images of each class in each part, and how many of either origin each arm trains on."""
     import numpy as np
     import pandas as pd
 
-    from vhs.arms import ARMS
+    from vhs.arms import ARMS, outside
     from vhs.measure import CLASSES
 
     def row(images: str, origin: str, labels, prior: str = "", steps=None) -> dict:
@@ -200,12 +226,13 @@ def _composition(inputs, scope):
     parts = (("training", scope.training), ("validation", scope.inner), ("test", scope.held_out))
     rows = [row(name, "real", part.label) for name, part in parts]
     facts = {marker.facts["arm"]: marker.facts for marker in inputs.markers("classifiers") if marker.facts["scope"] == "split"}
-    for arm, said in ((arm, facts[arm]) for arm in ARMS if arm in facts):
+    origins = ORIGINS | {name: f"drawn by {name}, outside of this run" for name in outside(config.arms)}
+    for arm, said in ((arm, facts[arm]) for arm in [*ARMS, *outside(config.arms)] if arm in facts):
         prior = " : ".join(f"{100 * share:.0f}" for share in said["class_prior"]) if said["class_prior"] else "as they are"
         rows.append(row(f"arm {arm}", "real", scope.training.label, prior, said["steps"]))
         if said["generated"]:
             labels = np.repeat(np.arange(len(CLASSES)), said["generated_by_class"])
-            rows.append(row(f"arm {arm}", ORIGINS.get(arm, "generated"), labels, prior))
+            rows.append(row(f"arm {arm}", origins.get(arm, "generated"), labels, prior))
     table = pd.DataFrame(rows)
     return table if table["no label"].any() else table.drop(columns="no label")
 
@@ -262,15 +289,30 @@ def _write_csvs(predictions, folder) -> None:
         (folder / f"{arm}.csv").write_bytes(metrics.evaluator_csv(rows))
 
 
-def _notes(config, inputs, part: str) -> dict:
+def _limit(config, row: dict) -> str:
+    """What nobody here can vouch for of a generator outside of the run, and what it fell short of."""
+    from jobs import generators
+    from vhs.measure import CLASSES
+
+    dose, name = generators.quota(config, row["generator"]), row["generator"]
+    short = ", ".join(f"{row[label]} {label}" for label in CLASSES if row[label] < dose)
+    taught = f"{row['trained_on']} images of this data and no other of it" if row["trained_on"] else "none of this data"
+    said = f"That {name} was trained on {taught} is its owner's word"
+    return f"{said}; of its {row['produced']} images fewer were accepted than the {dose} wanted of each class: {short}." if short else f"{said}."
+
+
+def _notes(config, inputs, part: str, outsiders: list[dict]) -> dict:
     splits, rejects = inputs.facts("splits"), [reject for marker in inputs.markers("real") for reject in marker.facts["rejects"]]
     rejects += splits.get("rejects", [])
+    rejects += [reject for marker in inputs.markers("outside") for reject in marker.facts["rejects"]]
     limits = []
     if config.data == "phantoms":
         limits.append(
             f"The real images of this run are drawn ({config.phantoms.style} phantoms), and the base model was schooled on phantoms of another style: "
             "a gain may be knowledge that leaks from the base."
         )
+    for row in outsiders:
+        limits.append(_limit(config, row))
     if rejects:
         limits.append(f"{len(rejects)} files were not used, the first {rejects[0]['file']}: {rejects[0]['reason']}.")
     if unmixed := _unmixed(inputs):

@@ -5,6 +5,7 @@ mixed         those and the accepted generated images, both origins drawn with t
 real-matched  real images only, with mixed's class prior, optimizer steps, initial weights and augmentation: what mixed is compared with
 pretrain      generated images first, real ones after, each with mixed's class prior, together mixed's optimizer steps
 null, oracle, base   as mixed, with images of another generator (jobs/generators.py), as many draws of them
+any other            as mixed, with `dose` images of each class of the generator of its name (jobs/outside.py), as many draws
 
 Learning-rate schedules and the choice of an epoch look at the scope's inner validation, never at held-out images.
 """
@@ -47,7 +48,7 @@ def made_of(run, arm: str, scope: str) -> dict[str, list[str]]:
     """The inputs of an arm's units, by role. What mixed trains on is among those of every arm but real: how many images these are."""
     from jobs import generators, labels
 
-    inputs, generator = {"real": run.committed("ingest"), "splits": run.committed("split")}, generators.of_arm(arm)
+    inputs, generator = {"real": run.committed("ingest"), "splits": run.committed("split")}, generators.of_arm(run.config, arm)
     if arm == "real":
         return inputs
     for role, stage in (("generated", "generate"), ("labels", "label"), ("generator", "dreambooth")):
@@ -61,13 +62,14 @@ def made_of(run, arm: str, scope: str) -> dict[str, list[str]]:
 
 
 def _unit(run, arm: str, scope: str, seed: int) -> Unit:
-    from jobs import models
+    from jobs import generators, models
 
+    dose = {"dose": generators.quota(run.config, arm)} if arm in generators.outsiders(run.config) else {}
     return run.unit(
         NAME,
         f"{FOLDER}/{arm}/{scope}/seed-{seed}",
         made_of(run, arm, scope),
-        params={"arm": arm, "scope": scope, "seed": seed, **models.classifier(run.config)},
+        params={"arm": arm, "scope": scope, "seed": seed, **dose, **models.classifier(run.config)},
         ranks=run.config.classifier.ranks,
         apart=bool(run.config.classifier.sharding),
     )
@@ -173,9 +175,11 @@ def _draw(config, inputs, scope: ScopeRows) -> Draw:
     prior = _prior(config, real)
     made = bool(inputs.markers("generator"))  # else only controls are mixed in
     drawn = accepted(config, inputs, scope.held_out_patients) if made else real.head(0)
-    own = made and generators.of_arm(arm) == generators.DREAMBOOTH
+    own = made and generators.of_arm(config, arm) == generators.DREAMBOOTH
     counts = drawn.label.value_counts() if own else _mixed(config, inputs, scope.training.source.nunique())
-    drawn = drawn[drawn.groupby("label").cumcount() < drawn.label.map(counts).fillna(0)][columns]
+    if "dose" not in inputs.params:
+        drawn = drawn[drawn.groupby("label").cumcount() < drawn.label.map(counts).fillna(0)]
+    drawn = drawn[columns]
     count = _mixable(counts, prior)
     if arm == "real-matched" or not count or not _mixable(drawn.label.value_counts(), prior):
         return Draw(real, _together(real, real, 0, count, prior, seed), len(real), 0, prior)
@@ -237,7 +241,7 @@ def accepted(config, inputs, held_out_patients: frozenset[str]) -> pd.DataFrame:
     """The accepted generated images of the scope that `inputs` are of, past the leak guard: what the arm adds to the real ones."""
     from jobs import labels, lineage, rounds
 
-    drawn = rounds.accepted(inputs.samples("generated"), labels.of(inputs), config.generation.quota)
+    drawn = rounds.accepted(inputs.samples("generated"), labels.of(inputs), inputs.params.get("dose", config.generation.quota))
     records = {marker.path: marker.facts for role in ("generator", "labeller") for marker in inputs.markers(role)}
     lineage.guard(drawn, records, held_out_patients)
     return drawn

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from vhs.measure import CLASSES, View
+from vhs.measure import CLASSES, UNKNOWN, View
 from vhs.metrics.intervals import accuracy, paired_difference
 from vhs.metrics.predictions import of_test_part
 
@@ -13,9 +13,10 @@ from vhs.metrics.predictions import of_test_part
 def generated_counts(generated: pd.DataFrame, asked: int) -> dict:
     """Generated images' prompted, measured (class positions), accepted (bool) -> {"asked", "produced", "accepted", "agreement"}.
 
-    `agreement` is the share of all produced images whose measured class is the prompted one, None if nothing was produced.
+    `agreement` is the share of the produced images that have a prompted class (else UNKNOWN) whose measured class it is, None if there are none.
     """
-    agreement = float((generated.prompted == generated.measured).mean()) if len(generated) else None
+    prompted = generated[generated.prompted != UNKNOWN]
+    agreement = float((prompted.prompted == prompted.measured).mean()) if len(prompted) else None
     return {"asked": int(asked), "produced": len(generated), "accepted": int(generated.accepted.sum()), "agreement": agreement}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 import pandas as pd
 
-from vhs.arms import DIFFERENCES, PRIMARY
+from vhs.arms import PRIMARY, differences
 from vhs.metrics.classification import auroc, calibration_error
 from vhs.metrics.intervals import accuracy, balanced_accuracy, paired_difference
 from vhs.metrics.predictions import HELD_OUT, NO_SEED, UNLABELLED, VALIDATION, by_arm, judged, of_test_part, out_of_fold
@@ -14,22 +14,23 @@ from vhs.metrics.predictions import HELD_OUT, NO_SEED, UNLABELLED, VALIDATION, b
 
 def summary(
     predictions: pd.DataFrame, *, labeller: dict | None = None, generated: dict | None = None, likeness: dict | None = None,
-    purpose: str = "confirmatory", patients_known: bool = True, unmixed: Collection[tuple[str, str]] = (), primary: Sequence[str] = PRIMARY,
+    generators: dict[str, dict] | None = None, purpose: str = "confirmatory", patients_known: bool = True,
+    unmixed: Collection[tuple[str, str]] = (), primary: Sequence[str] = PRIMARY,
 ) -> dict:  # fmt: skip
     """The run's figures, fractions in 0..1, ready for summary.json.
 
         {"purpose": "confirmatory" | "descriptive", "patients_known": bool, "unlabelled": test images without a label,
          "arms": {ARM: {"test": FIGURES | None, "validation": FIGURES | None, "cv": {**FIGURES, "folds"} | None, "seeds": [int]}},
          "paired": {"arms": [first, second], "from": "test" | "cv", "difference", "ci95", "images", "patients"} | None,
-         "differences": [the same of each of DIFFERENCES whose arms are there],
-         "labeller": {...} | None, "generated": {...} | None, "likeness": {...} | None}
+         "differences": [the same of each of vhs.arms.differences],
+         "labeller": {...} | None, "generated": {...} | None, "generators": {NAME: {...}}, "likeness": {...} | None}
 
     FIGURES is {"accuracy", "ci95": [low, high], "balanced_accuracy", "balanced_ci95", "auroc", "ece", "images", "patients"}; auroc and ece are
     None for an arm that gives no probabilities. "test" and "validation" are of scope "split", None where the part has no labelled image;
     "cv" pools the out-of-fold predictions of scopes "fold-k". "paired" comes from the test part, from the folds where that has no labels, and
     is None unless both arms are there and neither is in `unmixed` with a scope that it rests on: (arm, scope) where no image was there to mix in.
     `labeller`, `generated`, `likeness`: see labeller_quality, generated_counts; {"features", "classes": {CLASS: frechet_by_class's row},
-    "probe": probe_auroc's}.
+    "probe": probe_auroc's}. `generators`: of each generator outside of the run generated_counts and "trained_on", how many of the data's images.
     """
     arms = {}
     for arm, rows in by_arm(predictions):
@@ -42,8 +43,8 @@ def summary(
     return {
         "purpose": purpose, "patients_known": bool(patients_known), "unlabelled": int(unlabelled), "arms": arms,
         "paired": _paired(predictions, unmixed, primary),
-        "differences": [found for pair in DIFFERENCES if (found := _paired(predictions, unmixed, pair))],
-        "labeller": labeller, "generated": generated, "likeness": likeness,
+        "differences": [found for pair in differences(arms) if (found := _paired(predictions, unmixed, pair))],
+        "labeller": labeller, "generated": generated, "generators": generators or {}, "likeness": likeness,
     }  # fmt: skip
 
 

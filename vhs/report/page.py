@@ -13,13 +13,13 @@ import pandas as pd
 from markupsafe import Markup
 
 from vhs import tuning
-from vhs.arms import ARMS, DIFFERENCES
+from vhs.arms import ARMS, differences, meanings
 from vhs.measure import CLASSES
 from vhs.metrics import EVALUATOR_ORDER, verdict
 from vhs.report.figures import search
 
 BY_ARM = ("by_class", "by_source", "near_boundary", "by_seed")
-COUNTS = ("composition", "rejections", "agreement", "prompts", "corrections", "measurement", "likeness")
+COUNTS = ("composition", "generators", "rejections", "agreement", "prompts", "corrections", "measurement", "likeness")
 TABLES = (*BY_ARM, *COUNTS, "confusion")
 FIGURES = (
     "forest", "labeller", "agreement", "bins", "curves",  # drawn
@@ -43,7 +43,7 @@ def render(summary: dict, tables: dict[str, pd.DataFrame], figures: dict[str, by
     summary  as metrics.summary returns it
     tables   of TABLES: those of metrics.tables and metrics.generated_tables; "measurement" from measurement_by, "likeness" from
              frechet_by_class; "prompts" from ranked_prompts, "corrections" from
-             gain_by_corrections; "composition", Table 1: words in its first columns, then counts
+             gain_by_corrections; "composition", Table 1: words in its first columns, then counts; "generators", a row for each outside of the run
     figures  of FIGURES, each an SVG or PNG: those drawn by figures.py and contact sheets: "real" and "generated" images as they are, their
              "true" and "measured" axes, "rejected" ones by reason, "pairs" of generated images and the nearest training image
     notes    "title": str, "index": the view's, "judged": "test" | "cv", "plan": {what: value} (primary endpoint, arms, seeds as frozen),
@@ -58,8 +58,8 @@ def render(summary: dict, tables: dict[str, pd.DataFrame], figures: dict[str, by
     grids = {name: _by_arm(shown[name]) for name in BY_ARM if name in shown} | {name: _grid(shown[name]) for name in COUNTS if name in shown}
     return template.render(
         title=notes.get("title", "Did generation help?"), verdict=verdict(summary).replace(", ", ",\N{NO-BREAK SPACE}"), summary=summary,
-        parts=[part for part in ("test", "cv") if any(arm[part] for arm in summary["arms"].values())], meanings=ARMS, classes=CLASSES,
-        worth={" − ".join(arms): what for arms, what in DIFFERENCES.items()},
+        parts=[part for part in ("test", "cv") if any(arm[part] for arm in summary["arms"].values())], meanings=meanings(summary["arms"]), classes=CLASSES,
+        worth={" − ".join(arms): what for arms, what in differences([*ARMS, *summary["arms"]]).items()},
         evaluator_order=EVALUATOR_ORDER, index=notes.get("index", "index"), judged=JUDGED[notes.get("judged", "test")],
         unknown="" if summary["patients_known"] else " Patients unknown.", grids=grids,
         matrices=_matrices(shown["confusion"]) if "confusion" in shown else {},
