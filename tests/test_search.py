@@ -147,17 +147,17 @@ def records(run, name: str = "search") -> dict[str, bytes]:
 @pytest.mark.slow
 def test_an_interrupted_search_goes_on_and_the_page_shows_it(reference, tmp_path):
     begin(tmp_path / "run", reference)
-    run, again = tmp_path / "run", ("tune", tmp_path / "run", *SMALL, "--trials", "2", "--arms", "real,mixed")
+    run, again = tmp_path / "run", ("tune", tmp_path / "run", *SMALL, "--trials", "6", "--arms", "real,mixed")
     first = command(*again)
     until(lambda: first.poll() is not None or records(run), "a finished trial", patience_s=300)
     first.send_signal(signal.SIGINT)
     printed, _ = first.communicate(timeout=60)
     before = records(run)
-    assert before and first.returncode, printed
+    assert 0 < len(before) < 12 and first.returncode, printed
     printed = vhs(*again)
     after, table = records(run), json.loads((run / "tune" / "search.json").read_text())
-    assert len(before) <= len(after) == len(table["trials"]) == 4 and before.items() <= after.items(), "a finished trial is not repeated"
-    assert {(one["arm"], one["number"]) for one in table["trials"]} == {(arm, n) for arm in ("real", "mixed") for n in range(2)}
+    assert len(before) <= len(after) == len(table["trials"]) == 12 and before.items() <= after.items(), "a finished trial is not repeated"
+    assert {(one["arm"], one["number"]) for one in table["trials"]} == {(arm, n) for arm in ("real", "mixed") for n in range(6)}
     assert {one["state"] for one in table["trials"]} <= {"whole", "stopped"} and set(table["best"]) == {"real", "mixed"}
     assert all(one["generated"] > 0 if one["arm"] == "mixed" else one["generated"] == 0 for one in table["trials"])
     best = table["best"]["mixed"]["settings"]
