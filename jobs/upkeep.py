@@ -29,17 +29,18 @@ def verify(
     from jobs.audit import verify_all
 
     shards, samples, findings = verify_all(url, full)
-    _show(findings)
-    console.print(
+    out = Console()
+    _show(findings, out)
+    out.print(
         f"{shards} shards, {samples} samples, {sum(f.error for f in findings)} errors, {sum(not f.error for f in findings)} remarks", soft_wrap=True
     )
     raise typer.Exit(1 if any(finding.error for finding in findings) else 0)
 
 
-def _show(findings):
+def _show(findings, out: Console):
     for finding in findings:
         said = escape(f"{finding.path}: {finding.what}. To do: {finding.to_do}")
-        console.print(f"[{'red' if finding.error else 'yellow'}]{said}[/]", soft_wrap=True)
+        out.print(f"[{'red' if finding.error else 'yellow'}]{said}[/]", soft_wrap=True)
 
 
 @app.command()
@@ -54,15 +55,15 @@ def repair(
     """
     from jobs.audit import repair as mend
 
-    found = mend(url, full, dry_run)
+    found, out = mend(url, full, dry_run), Console()
     for name in found.gone:
-        console.print(f"{'would delete' if dry_run else 'deleted'} {name}", soft_wrap=True, markup=False, highlight=False)
+        out.print(f"{'would delete' if dry_run else 'deleted'} {name}", soft_wrap=True, markup=False, highlight=False)
     for name in found.rewritten:
-        console.print(f"{'would write' if dry_run else 'wrote'} {name} again", soft_wrap=True, markup=False, highlight=False)
-    _show(found.left)
+        out.print(f"{'would write' if dry_run else 'wrote'} {name} again", soft_wrap=True, markup=False, highlight=False)
+    _show(found.left, out)
     made_again = len({finding.path for finding in found.again})
     deleted = f"{len(found.gone)} files {'would be ' if dry_run else ''}deleted"
-    console.print(f"{deleted}, {made_again} things that the same command makes anew, {len(found.left)} that could not be mended", soft_wrap=True)
+    out.print(f"{deleted}, {made_again} things that the same command makes anew, {len(found.left)} that could not be mended", soft_wrap=True)
     raise typer.Exit(1 if found.left else 0)
 
 

@@ -110,6 +110,7 @@ def test_the_command_counts_what_it_did(tmp_path):
     assert any(window in printed for window in WINDOWS) and any(harm in printed for harm in HARMS)
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.slow
 @pytest.mark.parametrize(("place", "seed", "seeds"), [("disk", 100, 12), ("s3", 200, 8)])
 def test_five_hundred_faults_in_two_places(place, seed, seeds, server, quiet, tmp_path, figure):
