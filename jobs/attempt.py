@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
+import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +26,8 @@ from jobs.unit import Marker, Unit, commit, digest, read_marker
 from shards import crash, manifest
 from shards.storage import Storage, open_storage
 
-Watch = Callable[[str, int, int, dict], None]  # (unit path, step, total steps, metrics): for a progress display in the same process
+HEAR_S = 0.5  # between two looks at what rank 0 says of its steps
+Watch = Callable[[str, int, int, dict], None]  # (unit path, step, total steps, metrics): for a progress display on the same machine
 
 
 class Inputs:
@@ -129,7 +132,8 @@ def attempt(url: str, config: Config, unit: Unit, watch: Watch | None = None, ga
         try:
             if unit.ranks > 1 or unit.apart:
                 launch = gang.launch if gang else partial(world.launch, unit.ranks)
-                committed = launch(as_rank, url, unit, config.model_dump(mode="json"), claim.attempt)
+                with _steps_of_rank_0(claim, unit, watch) as said:
+                    committed = launch(as_rank, url, unit, config.model_dump(mode="json"), claim.attempt, said)
             else:
                 committed = _work(storage, config, unit, claim, watch)
         except Exception as error:
@@ -151,10 +155,42 @@ def tell_done(storage: Storage, unit: Unit, meter: Meter):
     storage.put(f"state/done/{unit.identity}.json", json.dumps(about).encode(), durable=False)
 
 
-def as_rank(url: str, unit: Unit, settings: dict, number: int) -> bool:
-    """One of several ranks: the claim is its leader's, whose heart beats; this process only looks whether it still holds."""
+@contextmanager
+def _steps_of_rank_0(claim: Claim, unit: Unit, watch: Watch | None) -> Iterator[str]:
+    """A file of this machine, in which rank 0, another process of it, says each step: for the claim's beats, and for who watches."""
+    over, before = threading.Event(), ""
+
+    def listen():
+        nonlocal before
+        while not over.wait(HEAR_S):
+            with suppress(FileNotFoundError):
+                if (said := file.read_text()) != before:
+                    before, word = said, json.loads(said)
+                    claim.message = word
+                    if watch:
+                        watch(unit.path, word["step"], word["total"], {name: word[name] for name in word if name not in ("step", "total")})
+
+    with tempfile.TemporaryDirectory(prefix="vhs-steps-") as folder:
+        file, listener = Path(folder) / "step.json", threading.Thread(target=listen, name="steps", daemon=True)
+        listener.start()
+        try:
+            yield str(file)
+        finally:
+            over.set()
+            listener.join()
+
+
+def as_rank(url: str, unit: Unit, settings: dict, number: int, said: str) -> bool:
+    """One of several ranks: the claim is its leader's, whose heart beats; this process only looks whether it still holds. Rank 0 says its steps in `said`."""
     storage, config = open_storage(url), Config.model_validate(settings)
-    return _work(storage, config, unit, Claim(storage, unit.identity, number, config.execution.heartbeat_s, beating=False), None)
+
+    def watch(_: str, step: int, total: int, metrics: dict):
+        aside = Path(f"{said}.part")
+        aside.write_text(json.dumps({"step": step, "total": total, **metrics}))
+        aside.replace(said)  # whole whenever it is read
+
+    claim = Claim(storage, unit.identity, number, config.execution.heartbeat_s, beating=False)
+    return _work(storage, config, unit, claim, watch if world.rank() == 0 else None)
 
 
 def _work(storage: Storage, config: Config, unit: Unit, claim: Claim, watch: Watch | None) -> bool:

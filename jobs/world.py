@@ -101,7 +101,7 @@ def _cpuinfo() -> list[str]:
 
 def accelerator(wanted: str, mixed_precision: str = "no", sharding: dict | None = None):
     """A fresh Accelerator for this rank, over gloo on CPUs, NCCL on GPUs: for DDP, or with `sharding`, a DeepSpeed configuration, for ZeRO."""
-    from accelerate import Accelerator, InitProcessGroupKwargs
+    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(
@@ -113,6 +113,9 @@ def accelerator(wanted: str, mixed_precision: str = "no", sharding: dict | None 
     group = [InitProcessGroupKwargs(backend="gloo" if cpu else "nccl")] if size() > 1 or sharding else []
     if sharding:
         return _sharding_accelerator(place, mixed_precision, sharding, group)
+    # Else DDP fills its buckets in another order after a process's first step. Where a gradient lies in a bucket says in which order three ranks or more add
+    # it up, so a resumed training would end with other bytes.
+    group.append(DistributedDataParallelKwargs(find_unused_parameters=True))
     return Accelerator(cpu=cpu, mixed_precision=mixed_precision, kwargs_handlers=group)
 
 

@@ -75,6 +75,40 @@ def _rank(folder: str, out: str):
         json.dump(record, file)
 
 
+def _in_two_halves(out: str):
+    """One rank: six steps at once, and three in a first wrapper and three in a new one, as after a checkpoint; by our accelerator and by plain DDP."""
+    import torch
+    from torch.nn.parallel import DistributedDataParallel
+
+    def trained(wrap, restarts: int) -> list[float]:
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Linear(40, 60), torch.nn.Tanh(), torch.nn.Linear(60, 50), torch.nn.Tanh(), torch.nn.Linear(50, 3))
+        for part in range(restarts):
+            wrapped = wrap(net)
+            for step in range(6 * part // restarts, 6 * (part + 1) // restarts):
+                data = torch.Generator().manual_seed(100 * step + world.rank())
+                wrapped(torch.randn(16, 40, generator=data)).square().mean().backward()
+                with torch.no_grad():
+                    for weight in net.parameters():
+                        weight -= 0.5 * weight.grad
+                        weight.grad = None
+        return [float(weight.sum(dtype=torch.float64)) for weight in net.parameters()]
+
+    torch.set_num_threads(1)
+    accelerator = world.accelerator("cpu")
+    found = {
+        name: trained(wrap, 1) == trained(wrap, 2) for name, wrap in {"ours": accelerator.prepare_model, "plain": DistributedDataParallel}.items()
+    }
+    with open(f"{out}/halves-{world.rank()}.json", "w") as file:
+        json.dump(found, file)
+
+
+def test_three_ranks_add_up_in_the_same_order_after_a_restart(tmp_path):
+    """Of two numbers the order is nothing; of three it shows in the last bit."""
+    world.launch(3, _in_two_halves, str(tmp_path))
+    assert [json.loads(file.read_text()) for file in sorted(tmp_path.iterdir())] == 3 * [{"ours": True, "plain": False}]
+
+
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """What two ranks and, on the same data, one rank recorded."""
