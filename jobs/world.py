@@ -51,10 +51,13 @@ def set_environment(threads: int):
 
 
 def set_numerics(threads: int):
-    """Make torch repeat itself: thread count, deterministic algorithms, no autotuned kernels."""
+    """Make torch and BLAS repeat themselves: thread count, deterministic algorithms, no autotuned kernels."""
+    import scipy.linalg  # noqa: F401  loads its own BLAS, which is limited below
     import torch
+    from threadpoolctl import threadpool_limits
 
     torch.set_num_threads(threads)
+    threadpool_limits(threads, user_api="blas")  # Ray loads numpy before any code of ours runs, and by then it has counted the machine's cores
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
 

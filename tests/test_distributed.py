@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -184,3 +187,13 @@ def test_a_run_with_two_ranks_resumes_after_a_kill(tmp_path):
     vhs("run", "debug/demo", *overrides, "--out", whole)
     ours, theirs = committed(killed), committed(whole)
     assert len(theirs) > 0 and {n for n in theirs if ours[n] != theirs[n]} == set(), "two ranks repeat themselves on one machine"
+
+
+def test_blas_that_was_loaded_first_has_the_runs_threads():
+    """As in a worker of Ray, which loads numpy before any code of ours: a sum over more threads has other last bits."""
+    count = "[pool['num_threads'] for pool in threadpool_info() if pool['user_api'] == 'blas']"
+    program = f"import numpy; from threadpoolctl import threadpool_info; from jobs import world; print({count}); world.set_numerics(1); print({count})"
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")} | {"OPENBLAS_NUM_THREADS": "2"}
+    printed = subprocess.run([sys.executable, "-c", program], env=environment, text=True, capture_output=True, check=True).stdout
+    before, after = (json.loads(line) for line in printed.splitlines())
+    assert set(before) == {2} and set(after) == {1}
