@@ -140,6 +140,7 @@ def fit_thresholds(measurement: Measurement, quantile: float, slack: float = 1.0
     whole = LedoitWolf().fit(features)
     fresh = unseen if unseen is not None and unseen.sum() >= ENOUGH else np.ones(count, bool)
     limits = [slack * float(np.quantile(values, quantile)) for values in (measurement.spread[fresh], measurement.peak[fresh], distance)]
+    limits = [float(f"{limit:.9g}") for limit in limits]  # the last bits of a covariance are other ones with every kind of CPU that BLAS knows
     return Thresholds(quantile, *limits, whole.location_.astype(np.float32), whole.precision_.astype(np.float32))
 
 
