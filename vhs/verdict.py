@@ -65,9 +65,9 @@ class Copies:
         return cls(whole.keys, whole.hashes, whole.features, typical, NEARER * float(whole.distances(measurement)[strangers].min()))
 
     def distances(self, measurement: Measurement) -> np.ndarray:
-        """[M, N] between the M images measured and the N training images."""
+        """float32 [M, N] between the M images measured and the N training images: the bits beyond are other ones with every kind of CPU."""
         bits, apart = _apart(measurement.hashes, measurement.features, self.hashes, self.features)
-        return (bits / self.typical[0] + apart / self.typical[1]) / 2
+        return ((bits / self.typical[0] + apart / self.typical[1]) / 2).astype(np.float32)
 
     def nearest(self, measurement: Measurement) -> tuple[list[str], np.ndarray]:
         """Key of the nearest training image and the distance to it, of every image measured."""
