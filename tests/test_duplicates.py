@@ -63,13 +63,13 @@ def test_distances_and_clusters():
 
 
 def test_many_films_are_compared_in_little_memory(peak):
-    """Over several blocks the same as all at once, and 3,000 films in a tenth of what all at once take."""
+    """Over several blocks the same as all at once, and 3,000 films in a fifth of what all at once take."""
     bits = np.random.default_rng(0).integers(0, 256, (3000, 32), dtype=np.uint8)
     bits[2900] = bits[7]
     hashes = [row.tobytes().hex() for row in bits]
     most = peak()
     near = alike(hashes, BITS)
-    assert most() < 0.1 * 3000 * 3000 * 40
+    assert most() < 0.2 * 3000 * 3000 * 40
     assert sorted(zip(*(part.tolist() for part in near.nonzero()))) == sorted([*((i, i) for i in range(3000)), (7, 2900), (2900, 7)])
     one, other = np.unpackbits(bits[:600], axis=1), np.unpackbits(bits[-3:], axis=1)
     assert np.array_equal(distances(hashes[:600], hashes[-3:]), (one[:, None] != other[None]).sum(-1))

@@ -24,7 +24,8 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     """
     (mean_a, x), (mean_b, y) = (_root(values) for values in (a, b))
     shared = np.linalg.svd(x @ y.T, compute_uv=False).sum()
-    return float(max(0.0, ((mean_a - mean_b) ** 2).sum() + (x**2).sum() + (y**2).sum() - 2 * shared))
+    distance = max(0.0, ((mean_a - mean_b) ** 2).sum() + (x**2).sum() + (y**2).sum() - 2 * shared)
+    return float(f"{distance:.9g}")  # the last bits are other ones with every kind of CPU that BLAS knows
 
 
 def _root(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
