@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -132,7 +131,7 @@ def attempt(url: str, config: Config, unit: Unit, watch: Watch | None = None, ga
         try:
             if unit.ranks > 1 or unit.apart:
                 launch = gang.launch if gang else partial(world.launch, unit.ranks)
-                with _steps_of_rank_0(claim, unit, watch) as said:
+                with _steps_of_rank_0(_scratch(storage, config, unit), claim, unit, watch) as said:
                     committed = launch(as_rank, url, unit, config.model_dump(mode="json"), claim.attempt, said)
             else:
                 committed = _work(storage, config, unit, claim, watch)
@@ -156,9 +155,9 @@ def tell_done(storage: Storage, unit: Unit, meter: Meter):
 
 
 @contextmanager
-def _steps_of_rank_0(claim: Claim, unit: Unit, watch: Watch | None) -> Iterator[str]:
-    """A file of this machine, in which rank 0, another process of it, says each step: for the claim's beats, and for who watches."""
-    over, before = threading.Event(), ""
+def _steps_of_rank_0(folder: Path, claim: Claim, unit: Unit, watch: Watch | None) -> Iterator[str]:
+    """A file in `folder`, in which rank 0, another process of this machine, says each step: for the claim's beats, and for who watches."""
+    over, before, file = threading.Event(), "", folder / "step.json"
 
     def listen():
         nonlocal before
@@ -170,14 +169,14 @@ def _steps_of_rank_0(claim: Claim, unit: Unit, watch: Watch | None) -> Iterator[
                     if watch:
                         watch(unit.path, word["step"], word["total"], {name: word[name] for name in word if name not in ("step", "total")})
 
-    with tempfile.TemporaryDirectory(prefix="vhs-steps-") as folder:
-        file, listener = Path(folder) / "step.json", threading.Thread(target=listen, name="steps", daemon=True)
-        listener.start()
-        try:
-            yield str(file)
-        finally:
-            over.set()
-            listener.join()
+    listener = threading.Thread(target=listen, name="steps", daemon=True)
+    listener.start()
+    try:
+        yield str(file)
+    finally:
+        over.set()
+        listener.join()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def as_rank(url: str, unit: Unit, settings: dict, number: int, said: str) -> bool:

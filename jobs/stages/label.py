@@ -56,20 +56,24 @@ def work(config, inputs, output) -> Table:
             "reason": reasons,
             "label_source": [SOURCES[by]] * len(rows),
             "labeller": [inputs.markers("labeller")[0].path] * len(rows),
-            "near_key": pa.array(near_key, pa.string()),
+            "near_key": near_key,
             "near_distance": near_distance,
-        }
+        },
+        schema=_schema(),
     )
     counts = {name: int((accepted & (label == number)).sum()) for number, name in enumerate(CLASSES)}
     return Table(table, {"images": len(rows), "accepted": counts})
 
 
 def _schema():
+    """The columns of a shard's labels."""
     import pyarrow as pa
 
-    words, numbers = ("key", "reason", "label_source", "labeller", "near_key"), ("index", "spread", "near_distance")
-    kinds = {"points": pa.list_(pa.float32()), "label": pa.int64(), "accepted": pa.bool_()}
-    return pa.schema(kinds | dict.fromkeys(words, pa.string()) | dict.fromkeys(numbers, pa.float64()))
+    word, number = pa.string(), pa.float64()
+    return pa.schema({
+        "key": word, "points": pa.list_(pa.float32()), "index": number, "spread": number, "label": pa.int64(), "accepted": pa.bool_(), "reason": word,
+        "label_source": word, "labeller": word, "near_key": word, "near_distance": number,
+    })  # fmt: skip
 
 
 def _decided(by: str, config, inputs, rows, labeller, measured):
