@@ -47,6 +47,7 @@ def set_environment(threads: int):
     os.environ.update(
         TRANSFORMERS_VERBOSITY="error", DIFFUSERS_VERBOSITY="error", HF_HUB_DISABLE_PROGRESS_BARS="1"
     )  # one display a run: ours
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else each rank warns of what `accelerator` asks DDP for
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with a fixed workspace
 
 
