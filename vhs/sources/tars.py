@@ -100,7 +100,7 @@ def _samples(place: Place, tar: str) -> Iterator[tuple[str, dict[str, Part]]]:
             for sample in group_by_keys(files(stream)):
                 yield sample["__key__"], {name: part for name, part in sample.items() if isinstance(part, Part)}
         yield from ((part.name, {"": part}) for part in strays)
-    except (tarfile.TarError, ValueError) as error:  # ValueError: webdataset's, where a key has a part twice
+    except (tarfile.TarError, ValueError, OverflowError) as error:  # ValueError: also webdataset's, where a key has a part twice
         raise SourceError(f"{typed(place, tar)} is no plain tar of samples: {error.args[0]}") from None
 
 
@@ -110,7 +110,8 @@ def _bare(parts: dict[str, Part]) -> dict[str, Part]:
 
 
 def members(stream: BinaryIO) -> Iterator[Part]:
-    """Every member of a tar but folders. tarfile.TarError, or ValueError for numbers out of range, where it is damaged or compressed."""
+    """Every member of a tar but folders. tarfile.TarError, or ValueError or OverflowError for numbers out of range, where it is damaged or
+    compressed."""
     with tarfile.open(fileobj=_Frugal(stream), mode="r:") as tar:
         for member in tar:
             tar.members = []  # else tarfile keeps every header
