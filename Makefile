@@ -7,6 +7,7 @@ export GOMP_SPINCOUNT ?= 0
 export KMP_BLOCKTIME ?= 0
 TEST_WORKERS ?= 3  # on two cores: half of the time a test of a cluster waits for it
 FUZZ ?= 100000
+SEED ?= 1
 
 .PHONY: demo test test-slow fuzz lint cluster-up cluster-down clean
 
@@ -20,7 +21,7 @@ test-slow: $(VENV)/.installed-test  ## the rest: each crash window alone, real d
 	$(VENV)/bin/python -m pytest -m slow -n 2
 
 fuzz: $(VENV)/.installed-test  ## $(FUZZ) mutated inputs for each reader of what others wrote
-	$(VENV)/bin/python tests/fuzz.py --count $(FUZZ)
+	$(VENV)/bin/python tests/fuzz.py --count $(FUZZ) --seed $(SEED)
 
 lint: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .

@@ -32,9 +32,9 @@ PROTOCOL, LOOKS = "protocol.json", "looks.json"
 
 
 class Evidence:
-    """The records of one study in `folder`."""
+    """The records of one study in `folder`, on disk or in object storage."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path | str):
         self.folder, self._storage = folder, open_storage(folder)
 
     def freeze(self, protocol: dict):
@@ -47,6 +47,10 @@ class Evidence:
                 f"{self.folder}/{PROTOCOL} says otherwise than this study: {', '.join(keys)} differ{'s' if len(keys) == 1 else ''}. What is said is fixed "
                 "before it is looked at: write the former back, or give the changed study a name of its own"
             )
+
+    def names(self) -> list[str]:
+        """Of the records that are there."""
+        return [path.removesuffix(".csv") for path in self._storage.list() if path.endswith(".csv")]
 
     def has(self, name: str, config: Config) -> bool:
         """Whether the record `name` is there. PlanError if it is, but of another science or other models than `config`'s."""
@@ -83,10 +87,10 @@ class Evidence:
         """Keep `record`. PlanError if another scope of its run was of other data: then neither says what the other rests on."""
         from vhs.metrics.record import encode
 
-        for other in sorted(self.folder.glob(f"{record.about['run']}-*.csv")):
-            about = self.about(other.stem)
+        for other in [name for name in self.names() if name.startswith(f"{record.about['run']}-")]:
+            about = self.about(other)
             if about["run"] == record.about["run"] and about["data"] != record.about["data"]:
-                raise PlanError(f"{other} was made of other data than {record.name}: put that data back, or give the study --records ANOTHER")
+                raise PlanError(f"{self.folder}/{other}.csv was made of other data than {record.name}: put that data back, or give the study --records ANOTHER")
         self._storage.commit(f"{record.name}.csv", encode(record))
 
     def look(self, names: list[str]) -> list[dict]:

@@ -167,9 +167,8 @@ class Making:
 
     def _left(self, todo: list[tuple[Member, list[str]]]) -> str:
         """How long the rest takes by what the recorded scopes took, one after the other."""
-        spent = [
-            self.kept.about(name)["seconds"] for one in self.members for name in one.records.values() if (self.kept.folder / f"{name}.csv").is_file()
-        ]
+        mine, there = {name for one in self.members for name in one.records.values()}, self.kept.names()
+        spent = [self.kept.about(name)["seconds"] for name in there if name in mine]
         if not spent:
             return ""
         hours = sum(spent) / len(spent) * sum(len(scopes) for _, scopes in todo) / max(1, self.members[0].config.execution.workers) / 3600

@@ -239,7 +239,7 @@ def study(
     ] = None,
     out: Annotated[Optional[str], typer.Option(help="For its page, and for the runs while they are made; default runs/study-NAME.")] = None,
     records: Annotated[
-        Optional[Path], typer.Option(help="Where its records are kept; default: vhs/evidence/NAME for a study that comes with vhs, else OUT/records.")
+        Optional[str], typer.Option(help="Where its records are kept; default: vhs/evidence/NAME for a study that comes with vhs, else OUT/records.")
     ] = None,
     only: Annotated[
         Optional[list[str]], typer.Option(metavar="PATTERN", help="Make only the records called so, and table nothing: `seed-100[0-4]*`, `*-fold-0`.")
@@ -260,7 +260,7 @@ def study(
     members = studying.members(asked, overrides or [])
     cluster, out = elsewhere.site(on, cluster), out or f"runs/study-{asked.name}"
     world.set_environment(members[0].config.threads)
-    kept = Evidence(records or (KEPT / asked.name if packaged else Path(out) / "records"))
+    kept = Evidence(records or (KEPT / asked.name if packaged else f"{out}/records"))
     kept.freeze(studying.protocol(asked, members))
 
     def work(run, reuse):

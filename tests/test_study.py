@@ -11,7 +11,9 @@ import pandas as pd
 import pytest
 from cluster import until
 from conftest import command, vhs
+from test_chain import SITE, on
 from test_metrics import answers
+from test_slurm_scripts import submit
 
 from jobs import config as configuration
 from jobs import study as studying
@@ -19,6 +21,7 @@ from jobs.config import ConfigError
 from jobs.evidence import PROTOCOL, Evidence
 from jobs.plan import PlanError
 from jobs.unit import digest
+from shards.storage import open_storage
 from vhs import metrics
 from vhs.metrics import study as asked
 from vhs.metrics.record import Record, decode, encode
@@ -292,3 +295,24 @@ def test_a_study_that_is_interrupted_goes_on_and_leaves_what_is_not_its_own(tmp_
     assert "Opened 2 times of 1 planned: more often" in early and "3 of 4 records at this one" in early
     (first / "plan.json").write_text("{}")
     assert "did not make: give another --out" in vhs(*again, code=1)
+
+
+@pytest.mark.slow
+def test_a_study_elsewhere_says_what_it_says_here(cluster, bucket, s3, tmp_path, figure, monkeypatch):
+    """Its runs on SLURM and on three nodes of Ray, everything in object storage: the same predictions, sentences and tables."""
+    monkeypatch.setattr(cluster, "environment", cluster.environment | s3 | {"VHS_SHARED_DIR": str(tmp_path / "shared")})
+    file = tmp_path / "small.yaml"
+    file.write_text(STUDY)
+    places = {"here": str(tmp_path / "here"), "slurm": f"{bucket}/slurm", "ray": f"{bucket}/ray"}
+    vhs("study", file, "--out", places["here"])
+    on(cluster, "study", file, "--out", places["slurm"], *SITE)
+    submit(cluster, tmp_path, "ray.sbatch", "vhs", "study", str(file), "--out", places["ray"], "--on", "ray", stage="generate", options="--nodes=3")
+    found = {name: json.loads(open_storage(place).read("study.json")) for name, place in places.items()}
+    kept = {name: Evidence(f"{place}/records") for name, place in places.items()}
+    for name in ("slurm", "ray"):
+        assert found[name]["sentences"] == found["here"]["sentences"] and found[name]["tables"] == found["here"]["tables"]
+        assert sorted(kept[name].names()) == sorted(kept["here"].names())
+        for record in kept["here"].names():
+            pd.testing.assert_frame_equal(kept[name].read(record).predictions, kept["here"].read(record).predictions)
+        assert not [path for path in open_storage(places[name]).list() if path.startswith("runs/")], "a recorded run's files go"
+    figure(f"{len(kept['here'].names())} records here, by SLURM and by Ray through S3: equal")
