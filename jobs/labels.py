@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 from pathlib import Path
 
 import numpy as np
@@ -162,7 +163,7 @@ def take(run, file: Path) -> int:
     """
     now, view = table(run).set_index("key"), run.config.measure
     unjudged = _unjudged(run, now)
-    rows = list(csv.DictReader(file.open(newline="", encoding="utf-8-sig"))) if _format(file) == ".csv" else _mat_rows(file, view)
+    rows = _csv_rows(file) if _format(file) == ".csv" else _mat_rows(file, view)
     changes, faults, seen = [], [], set()
     for number, row in enumerate(rows, start=2 if file.suffix == ".csv" else 1):
         try:
@@ -236,17 +237,43 @@ def _points(row: dict, view: View, side_px: int) -> np.ndarray | None:
     return points
 
 
-def _mat_rows(file: Path, view: View) -> list[dict]:
-    """The struct `labels` as rows of text, as a CSV has them."""
+def _mat_labels(data: bytes):
+    """The variable `labels` of a .mat file, or None. ValueError for a damaged one, NotImplementedError for one of MATLAB 7.3."""
     from scipy.io import loadmat
 
-    labels = loadmat(file, simplify_cells=True).get("labels")
+    try:
+        return loadmat(io.BytesIO(data), variable_names=("labels",), simplify_cells=True).get("labels")
+    except NotImplementedError:
+        raise
+    except Exception as error:  # as in vhs/sources/annotation.py: damaged bytes raise whatever they meet
+        raise ValueError(f"{error.__class__.__name__}: {error}") from None
+
+
+def _csv_rows(file: Path) -> list[dict]:
+    try:
+        return list(csv.DictReader(file.open(newline="", encoding="utf-8-sig")))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise LabelError(f"{file} is no table in UTF-8: {error}. Save it as CSV (UTF-8)") from None
+
+
+def _mat_rows(file: Path, view: View) -> list[dict]:
+    """The struct `labels` as rows of text, as a CSV has them."""
+    from vhs.contained import Contained, Died
+
+    try:
+        with Contained() as contained:
+            labels = contained.call(_mat_labels, file.read_bytes())
+    except (ValueError, NotImplementedError, Died) as error:
+        raise LabelError(f"{file} cannot be read as a .mat file: {error}. Save it with -v7, or as .csv") from None
     if not isinstance(labels, dict) or "key" not in labels:
         raise LabelError(f"{file}: holds no struct `labels` with the field `key`")
     keys = np.atleast_1d(labels["key"])
     fields = {name: np.atleast_1d(labels[name]) for name in ("key", "accepted", "label") if name in labels}
     if "points" in labels:
-        points = np.asarray(labels["points"], np.float64)
+        try:
+            points = np.asarray(labels["points"], np.float64)
+        except (ValueError, TypeError):
+            raise LabelError(f"{file}: labels.points holds something else than numbers") from None
         points = points[None] if points.ndim == 2 and len(keys) == 1 else points
         if points.shape != (len(keys), len(view.points), 2):
             raise LabelError(f"{file}: labels.points has the shape {points.shape}, legal is {(len(keys), len(view.points), 2)}")

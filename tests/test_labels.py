@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -133,6 +134,10 @@ def test_faulty_rows_are_listed_and_nothing_is_imported(run, tmp_path):
     assert not (run / "labels" / "corrections").exists()
     savemat(tmp_path / "l.mat", {"labels": {"key": np.array([rows[0]["key"]], object), "points": np.zeros((1, 5, 2))}})
     assert "legal is (1, 6, 2)" in " ".join(vhs("labels", run, "import", tmp_path / "l.mat", code=1).split())
+    (tmp_path / "l.mat").write_bytes((Path(__file__).parent / "corpus" / "mat" / "15d739e72596b249").read_bytes())
+    assert "cannot be read as a .mat file: TypeError" in " ".join(vhs("labels", run, "import", tmp_path / "l.mat", code=1).split())
+    (tmp_path / "l.csv").write_bytes("key,label\nß,groß\n".encode("latin-1"))
+    assert "is no table in UTF-8" in " ".join(vhs("labels", run, "import", tmp_path / "l.csv", code=1).split())
     assert "a .csv or a .mat file" in vhs("labels", run, "export", tmp_path / "l.txt", code=1)
 
 
