@@ -51,7 +51,7 @@ class Run:
         config = self.config
         return {
             "purpose": config.purpose,
-            "primary_endpoint": "accuracy(mixed) - accuracy(real-matched) on the test split, paired by image, clustered by patient, 95% interval",
+            "primary_endpoint": "accuracy(mixed) - accuracy(real-matched) on the test split, paired, 95% interval over patients and trainings",
             "arms": list(config.arms),
             "seeds": list(config.seeds),
             "folds": config.split.folds,

@@ -111,6 +111,29 @@ def test_null_pairs_and_true_accuracies_are_covered_about_95_times_in_100(n, ima
     assert (hits / draws >= 0.91).all() and (hits / draws <= 0.995).all()
 
 
+def retrained(rng, n, seeds, spread, scopes=1) -> pd.DataFrame:
+    """Two equally good arms, of which every training is a little better or worse than another on all images."""
+    parts, difficulty = [], rng.normal(0.9, 1.5, n)
+    for arm in PRIMARY:
+        for seed in range(seeds):
+            for scope, images in enumerate(np.array_split(np.arange(n), scopes)):
+                correct = difficulty[images] + rng.normal(0, spread) + rng.normal(0, 0.35, len(images)) > 0
+                parts.append(answers(correct, arm, seed, scope=f"fold-{scope}").assign(key=[f"{i:04}" for i in images]))
+    return pd.concat(parts, ignore_index=True)
+
+
+@pytest.mark.parametrize(("seeds", "scopes", "covered"), [(2, 1, 0.85), (2, 5, 0.93), (3, 1, 0.9), (5, 1, 0.92)])
+def test_another_training_is_as_much_of_a_sample_as_another_patient(seeds, scopes, covered):
+    rng, draws, spread = np.random.default_rng(seeds), 150, 0.15
+    right, hits = norm.cdf(0.9 / np.sqrt(1.5**2 + spread**2 + 0.35**2)), np.zeros(3)
+    for _ in range(draws):
+        predictions = retrained(rng, 400, seeds, spread, scopes)
+        least, most = metrics.accuracy(predictions[predictions.arm == "mixed"])["ci95"]
+        both = [metrics.paired_difference(rows)["ci95"] for rows in (predictions, predictions[predictions.seed == 0])]
+        hits += (least <= right <= most, *(low <= 0 <= high for low, high in both))
+    assert (hits[:2] / draws >= covered).all() and hits[2] / draws < 0.8, "one training alone says too much"
+
+
 def test_ignoring_the_patients_would_not_cover():
     rng, misses = np.random.default_rng(5), 0
     for _ in range(150):
@@ -217,12 +240,14 @@ def found(paired: dict | None, purpose: str = "confirmatory", judged: bool = Tru
 
 
 @pytest.mark.parametrize(("paired", "sentence"), [
-    ({"from": "test", "difference": 0.063, "ci95": [0.012, 0.11]}, "Generation helped: +6.3 points [1.2, 11.0]"),
-    ({"from": "test", "difference": 0.010, "ci95": [-0.042, 0.063]},
+    ({"from": "test", "difference": 0.063, "ci95": [0.012, 0.11], "seeds": 3}, "Generation helped: +6.3 points [1.2, 11.0]"),
+    ({"from": "test", "difference": 0.010, "ci95": [-0.042, 0.063], "seeds": 3},
      "No difference could be shown: +1.0 points [-4.2, 6.3]; this test set could have detected about 5.2 points"),
-    ({"from": "test", "difference": -0.08, "ci95": [-0.12, -0.031]}, "Generation hurt: -8.0 points [-12.0, -3.1]"),
-    ({"from": "cv", "difference": 0.063, "ci95": [0.012, 0.11]},
+    ({"from": "test", "difference": -0.08, "ci95": [-0.12, -0.031], "seeds": 3}, "Generation hurt: -8.0 points [-12.0, -3.1]"),
+    ({"from": "cv", "difference": 0.063, "ci95": [0.012, 0.11], "seeds": 3},
      "Generation helped: +6.3 points [1.2, 11.0] out of fold, for the test part has no labels"),
+    ({"from": "test", "difference": 0.063, "ci95": [0.012, 0.11], "seeds": 1},
+     "Generation helped: +6.3 points [1.2, 11.0]; each arm was trained once, and what another training would say is not in it"),
     (None, "No verdict: mixed and real-matched were not both trained as planned"),
 ])
 def test_verdict(paired, sentence):
@@ -309,7 +334,7 @@ FIGURES = {"accuracy", "ci95", "balanced_accuracy", "balanced_ci95", "auroc", "e
 
 def test_summary_has_the_documented_shape():
     predictions = pd.concat([
-        answers([1, 1, 0, 1], "real"), arms([1, 1, 1, 1], [1, 1, 0, 0]), arms([1, 1, 1, 1], [1, 1, 0, 0], seed=1),
+        answers([1, 1, 0, 1], "real"), answers([1, 1, 0, 1], "real", seed=1), arms([1, 1, 1, 1], [1, 1, 0, 0]), arms([1, 1, 1, 1], [1, 1, 0, 0], seed=1),
         answers([1, 0, 1], "real", role="validation").assign(key=["v", "w", "x"]),
         answers([1, 1, 0, 1], "measure", seed=metrics.NO_SEED),
         answers([1, 0], "real", scope="fold-0"), answers([1, 1], "real", scope="fold-1").assign(key=["a", "b"]),
@@ -324,7 +349,7 @@ def test_summary_has_the_documented_shape():
     assert real["cv"]["folds"] == 2 and set(real["cv"]) == FIGURES | {"folds"} and found["arms"]["mixed"]["cv"] is None
     assert found["arms"]["mixed"]["validation"] is None and found["arms"]["mixed"]["seeds"] == [0, 1]
     assert measure["seeds"] == [] and measure["test"]["auroc"] is None and measure["test"]["ece"] is None
-    assert found["paired"] == {"from": "test", "arms": ["mixed", "real-matched"], "images": 4, "patients": 4} | {
+    assert found["paired"] == {"from": "test", "arms": ["mixed", "real-matched"], "images": 4, "patients": 4, "seeds": 2} | {
         name: found["paired"][name] for name in ("difference", "ci95")
     }
     assert found["paired"]["difference"] == 0.5
@@ -342,8 +367,8 @@ def test_a_test_part_without_labels_is_judged_out_of_fold():
     found = metrics.summary(predictions)
     assert found["arms"]["mixed"]["test"] is None and found["arms"]["mixed"]["cv"]["accuracy"] == 0.75 and found["unlabelled"] == 4
     assert found["paired"]["from"] == "cv" and found["paired"]["difference"] == 0.5 and found["paired"]["images"] == 8
-    assert metrics.verdict(found).endswith("out of fold, for the test part has no labels; these folds could have detected about "
-                                           f"{50 * np.ptp(found['paired']['ci95']):.1f} points")
+    half = f"{50 * np.ptp(found['paired']['ci95']):.1f} points"
+    assert f"out of fold, for the test part has no labels; these folds could have detected about {half}" in metrics.verdict(found)
     assert metrics.summary(predictions, unmixed=[("mixed", "fold-1")])["paired"] is None
     alone = metrics.summary(test)
     assert alone["paired"] is None and metrics.verdict(alone) == "No verdict: the test part has no labels and no folds were run"

@@ -1,17 +1,23 @@
-"""Accuracies and their difference, with intervals that know which images belong together.
+"""Accuracies and their difference, with intervals that know which images belong together and that another training would have said otherwise.
 
-Several seeds of one arm give an image a correctness between 0 and 1, the mean over seeds; an interval then speaks of new patients judged by
-these trained classifiers, not of new trainings, so figures for each seed are tabled beside it. Images of one patient are not independent;
-all intervals rest on the cluster-robust variance of a mean (Cameron & Miller, J Human Resources 50:317, 2015):
+Patients and trainings (seeds) are both a sample: an interval speaks of new patients like these judged by new trainings on the same images, as the field's
+readers and cases do (multi-reader multi-case: Obuchowski & Rockette, Commun Stat Simul Comput 24:285, 1995; for binary answers Gallas et al., J Opt
+Soc Am A 24:B70, 2007; that trainings vary as much as data do: Bouthillier et al., MLSys 2021). The variance of a mean has two parts:
+
+    patients    cluster-robust (Cameron & Miller, J Human Resources 50:317, 2015), of each image's mean over its trainings
+    trainings   by how much the estimates of single seeds differ, less what differs from image to image, which patients' part holds already; within each
+                scope by itself, for a seed's number says nothing of another scope. Degrees of freedom by Hillis (Stat Med 26:596, 2007).
+
+With one seed the second part is unknown, and the interval speaks of these trained classifiers alone. On both rest
 
     one accuracy       Wilson's score interval on the effective sample size n / design effect: of the intervals for clustered proportions
                        compared by Dean & Pagano (J Survey Statistics and Methodology 3:484, 2015) one that keeps its coverage near 0 and 1;
-                       with the factor for few patients of Korn & Graubard (Survey Methodology 24:193, 1998). With one image a patient and
-                       one seed it is Wilson's interval itself.
+                       with the factor for few degrees of freedom of Korn & Graubard (Survey Methodology 24:193, 1998). With one image a patient
+                       and one seed it is Wilson's interval itself.
     balanced accuracy  the mean of the classes' recalls, a stratified mean: the same interval with that mean's variance.
     paired difference  Bonett & Price's adjusted Wald interval (J Educ Behav Stat 37:479, 2012; recommended by Fagerland et al., Stat Med
                        33:2850, 2014): two further images, one that only the first arm gets right and one that only the second does, each
-                       its own patient; then mean -+ t s.e. with patients - 1 degrees of freedom. Equal answers still leave a width.
+                       its own patient; then mean -+ t s.e. Equal answers still leave a width. Seeds are paired: of one seed, both arms begin alike.
 
 Pooled out-of-fold predictions share training images between folds, which no interval from one cross-validation can account for (Bengio &
 Grandvalet, JMLR 5:1089, 2004): `cv` figures describe, the test part decides.
@@ -19,86 +25,130 @@ Grandvalet, JMLR 5:1089, 2004): `cv` figures describe, the test part decides.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 from scipy import stats
 
 from vhs.arms import PRIMARY
-from vhs.metrics.predictions import owners
+from vhs.metrics.predictions import NO_SEED, owners
 
 LEVEL = 0.95
 _Z = stats.norm.ppf((1 + LEVEL) / 2)
 
 
+@dataclass(frozen=True)
+class _Answers:
+    """`correct` [images, seeds] 0 or 1, or a difference of two; NaN where a seed trained nothing in that image's scope. `images`: patient, label, scope, by
+    key."""
+
+    correct: np.ndarray
+    images: pd.DataFrame
+
+    @property
+    def mean(self) -> np.ndarray:
+        """[images], over the seeds that answered."""
+        return np.nanmean(self.correct, 1)
+
+
 def accuracy(predictions: pd.DataFrame) -> dict:
     """Accuracy of one arm's rows -> {"accuracy", "ci95": [low, high], "images", "patients"}, fractions in 0..1."""
-    images = _correctness(predictions)
-    p, n, patients = float(images.correct.mean()), len(images), images.patient.nunique()
-    ci95 = _wilson(p, ((images.correct - p) / n).to_numpy(), images, fallback=patients)
+    answers = _answers(predictions)
+    p, n, patients = float(answers.mean.mean()), len(answers.images), answers.images.patient.nunique()
+    ci95 = _wilson(p, np.full(n, p), np.full(n, 1 / n), answers, fallback=patients)
     return {"accuracy": p, "ci95": ci95, "images": n, "patients": int(patients)}
 
 
 def balanced_accuracy(predictions: pd.DataFrame) -> dict:
     """Mean of the recalls of the classes that occur among one arm's rows -> {"balanced_accuracy", "balanced_ci95": [low, high]}."""
-    images = _correctness(predictions)
-    of_class = images.groupby("label")
+    answers = _answers(predictions)
+    label = answers.images.label
+    of_class = answers.images.assign(correct=answers.mean).groupby("label")
     recall, size, patients = of_class.correct.mean(), of_class.size(), of_class.patient.nunique()
-    p, label = float(recall.mean()), images.label
-    influence = (images.correct - label.map(recall)) / (label.map(size) * len(recall))
-    ci95 = _wilson(p, influence.to_numpy(), images, fallback=len(recall) ** 2 / (1 / patients).sum())
+    weight = 1 / (label.map(size) * len(recall))
+    p = float(recall.mean())
+    ci95 = _wilson(p, label.map(recall).to_numpy(), weight.to_numpy(), answers, fallback=len(recall) ** 2 / (1 / patients).sum())
     return {"balanced_accuracy": p, "balanced_ci95": ci95}
 
 
 def paired_difference(predictions: pd.DataFrame, first: str = PRIMARY[0], second: str = PRIMARY[1]) -> dict:
-    """Accuracy of arm `first` minus arm `second` on the same images -> {"arms", "difference", "ci95", "discordance", "images", "patients"}.
+    """Accuracy of arm `first` minus arm `second` on the same images -> {"arms", "difference", "ci95", "discordance", "images", "patients", "seeds"}.
 
     `discordance` is the mean squared difference an image: with one seed, the share of images that exactly one of the arms gets right.
-    Raises ValueError if the arms did not answer the same keys.
+    Raises ValueError if the arms did not answer the same keys, or were trained with different seeds.
     """
-    a, b = (_correctness(predictions[predictions.arm == arm]) for arm in (first, second))
-    if odd := sorted(a.index.symmetric_difference(b.index)):
+    a, b = (_answers(predictions[predictions.arm == arm]) for arm in (first, second))
+    if odd := sorted(a.images.index.symmetric_difference(b.images.index)):
         what = f"{len(odd)} keys ({odd[0]} first) have an answer of only one of {first} and {second}"
         raise ValueError(f"{what}: evaluate both arms on the same images")
-    difference = (a.correct - b.correct.reindex(a.index)).to_numpy()
-    padded, clusters = np.append(difference, (1.0, -1.0)), pd.factorize(a.patient)[0]
+    seeds = [sorted(set(predictions.seed[predictions.arm == arm])) for arm in (first, second)]
+    if seeds[0] != seeds[1] and [NO_SEED] not in seeds:
+        raise ValueError(f"{first} was trained with the seeds {seeds[0]} and {second} with {seeds[1]}: evaluate both with the same")
+    both = _Answers(a.correct - b.correct, a.images)  # both are in the order of keys; an arm that trains nothing answers every seed alike
+    difference, n = both.mean, len(a.images) + 2
+    padded, clusters = np.append(difference, (1.0, -1.0)), pd.factorize(a.images.patient)[0]
     clusters = np.append(clusters, (clusters.max() + 1, clusters.max() + 2))
-    error = np.sqrt(_clustered_variance((padded - padded.mean()) / len(padded), clusters))
-    half = stats.t.ppf((1 + LEVEL) / 2, clusters.max()) * error
+    of_patients = _clustered_variance((padded - padded.mean()) / n, clusters)
+    variance, df = _with_trainings(of_patients, int(clusters.max()), np.full(n - 2, 1 / n), both)
+    half = stats.t.ppf((1 + LEVEL) / 2, df) * np.sqrt(variance)
     ci95 = [float(max(-1, padded.mean() - half)), float(min(1, padded.mean() + half))]
     return {
         "arms": [first, second], "difference": float(difference.mean()), "ci95": ci95,
-        "discordance": float((difference**2).mean()), "images": len(difference), "patients": int(a.patient.nunique()),
+        "discordance": float((difference**2).mean()), "images": len(difference), "patients": int(a.images.patient.nunique()),
+        "seeds": both.correct.shape[1],
     }  # fmt: skip
 
 
 def minimum_detectable(n: int, discordance: float) -> float:
-    """Half-width of the 95% interval of a paired difference over n independent images, a fraction: what a test set of this size could show.
+    """Half-width of the 95% interval of a paired difference over n independent images, a fraction: what a test set of this size could show at best, for
+    by how much trainings differ comes on top.
 
     A true difference of this size is found significant about every second time; 1.43 times as much is found four times in five.
     """
     return float(_Z * np.sqrt(discordance / n))
 
 
-def _correctness(predictions: pd.DataFrame) -> pd.DataFrame:
-    """One row a key: `correct`, the share of seeds that get the image right, its `patient` and `label`."""
+def _answers(predictions: pd.DataFrame) -> _Answers:
     if predictions.empty:
         raise ValueError("no predictions to judge: the table has no row of this arm")
-    by_key = predictions.assign(correct=predictions.predicted == predictions.label, patient=owners(predictions)).groupby("key")
-    return pd.DataFrame({"correct": by_key.correct.mean(), "patient": by_key.patient.first(), "label": by_key.label.first()})
+    rows = predictions.assign(correct=(predictions.predicted == predictions.label).astype(float), patient=owners(predictions))
+    by_seed = rows.pivot(index="key", columns="seed", values="correct")
+    return _Answers(by_seed.to_numpy(), rows.drop_duplicates("key").set_index("key")[["patient", "label", "scope"]].loc[by_seed.index])
 
 
-def _wilson(p: float, influence: np.ndarray, images: pd.DataFrame, fallback: float) -> list[float]:
-    """Wilson's interval about `p` on the sample size that its variance says it is worth, `fallback` where equal answers leave no variance.
-
-    `influence` [n]: each image's share of the estimate's deviation, of sum 0; in a plain mean (value - mean) / n.
-    """
+def _wilson(p: float, centre: np.ndarray, weight: np.ndarray, answers: _Answers, fallback: float) -> list[float]:
+    """Wilson's interval about `p` = sum(weight * answer) on the sample size that its variance says it is worth, `fallback` where equal answers leave no
+    variance. `centre` [n]: what each image's answer deviates from, in a plain mean p."""
     # A patient's images that happen to disagree are no gain: the interval is at least as wide as if each image were its own patient.
-    n, variance = len(images), max(_clustered_variance(influence, clusters) for clusters in (images.patient, images.index))
-    few = stats.t.ppf((1 + LEVEL) / 2, max(1, n - 1)) / stats.t.ppf((1 + LEVEL) / 2, max(1, images.patient.nunique() - 1))
+    n, images, influence = len(weight), answers.images, (answers.mean - centre) * weight
+    of_patients = max(_clustered_variance(influence, clusters) for clusters in (images.patient, images.index))
+    variance, df = _with_trainings(of_patients, max(1, images.patient.nunique() - 1), weight, answers)
+    few = stats.t.ppf((1 + LEVEL) / 2, max(1, n - 1)) / stats.t.ppf((1 + LEVEL) / 2, df)
     size = few**2 * p * (1 - p) * n / (n - 1) / variance if variance > 1e-12 else fallback
     centre = (p + _Z**2 / (2 * size)) / (1 + _Z**2 / size)
     half = _Z / (1 + _Z**2 / size) * np.sqrt(p * (1 - p) / size + _Z**2 / (4 * size**2))
     return [float(max(0, min(p, centre - half))), float(min(1, max(p, centre + half)))]  # rounding alone can leave p outside
+
+
+def _with_trainings(of_patients: float, df: float, weight: np.ndarray, answers: _Answers) -> tuple[float, float]:
+    """(variance, degrees of freedom) of sum(weight * answer) once trainings count as a sample too, `of_patients` and `df` what they are without."""
+    beyond = spread = 0.0
+    for _, rows in answers.images.assign(row=np.arange(len(weight))).groupby("scope"):
+        part = answers.correct[rows.row] * weight[rows.row, None]
+        part = part[:, ~np.isnan(part).any(0)]
+        if (seeds := part.shape[1]) < 2:
+            continue
+        of_seed = part.sum(0)
+        between = of_seed.var(ddof=1) / seeds
+        share = weight[rows.row] / weight[rows.row].sum()
+        odd = part - part.mean(1, keepdims=True) - np.outer(share, of_seed - of_seed.mean())
+        within = sum(_clustered_variance(odd[:, seed], rows.patient) for seed in range(seeds)) / (seeds - 1) / seeds
+        beyond, spread = beyond + between - within, spread + between**2 / (seeds - 1)
+    if beyond <= 0:
+        return of_patients, df
+    variance = of_patients + beyond
+    return variance, min(df, variance**2 / spread)
 
 
 def _clustered_variance(influence: np.ndarray, clusters) -> float:

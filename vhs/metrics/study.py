@@ -1,7 +1,7 @@
 """What the runs of a study say together: records in, tables out.
 
 Each question has one function, in QUESTIONS: (records, study's pairs, the key that it goes along) -> Findings. Accuracies and differences have the intervals of
-intervals.py, which speak of new patients judged by these trained classifiers. Where runs differ in their data or their training, the mean over runs has
+intervals.py, which speak of new patients judged by new trainings on the same images. Where runs differ in their data or their training, the mean over runs has
 Student's interval beside it, which speaks of new runs and knows nothing of patients.
 
 An arm that is to train on generated images and got none in a run is the same training as real-matched: that run says nothing of it and is left out, by name.
@@ -123,11 +123,12 @@ QUESTIONS = {"calibration": calibration, "dose": dose, "worth": worth, "pooled":
 
 
 def pool(records: Sequence[Record]) -> pd.DataFrame:
-    """The labelled rows of all records. ValueError where an arm and seed answer an image in two of them: such runs are no further patients."""
-    rows = pd.concat([record.predictions.assign(record=record.name, patient=_patients(record)) for record in records], ignore_index=True)
-    twice = rows[rows.duplicated(["arm", "seed", "key"], keep=False)].sort_values(["key", "record"])
+    """The labelled rows of all records; `scope` is the record's name, for its trainings are its own. ValueError where an arm and seed answer an image in
+    two of them: such runs are no further patients."""
+    rows = pd.concat([record.predictions.assign(scope=record.name, patient=_patients(record)) for record in records], ignore_index=True)
+    twice = rows[rows.duplicated(["arm", "seed", "key"], keep=False)].sort_values(["key", "scope"])
     if len(twice):
-        both = " and ".join(twice.record.unique()[:2])
+        both = " and ".join(twice.scope.unique()[:2])
         raise ValueError(
             f"{both} judge on the same image {twice.key.iloc[0]}: they cannot be pooled, for that would count it twice. Vary what they differ in by "
             "`along`, or make a study of each"

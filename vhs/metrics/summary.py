@@ -21,7 +21,7 @@ def summary(
 
         {"purpose": "confirmatory" | "descriptive", "patients_known": bool, "unlabelled": test images without a label,
          "arms": {ARM: {"test": FIGURES | None, "validation": FIGURES | None, "cv": {**FIGURES, "folds"} | None, "seeds": [int]}},
-         "paired": {"arms": [first, second], "from": "test" | "cv", "difference", "ci95", "images", "patients"} | None,
+         "paired": {"arms": [first, second], "from": "test" | "cv", "difference", "ci95", "images", "patients", "seeds"} | None,
          "differences": [the same of each of vhs.arms.differences],
          "labeller": {...} | None, "generated": {...} | None, "generators": {NAME: {...}}, "likeness": {...} | None}
 
@@ -61,7 +61,7 @@ def _paired(predictions: pd.DataFrame, unmixed: Collection[tuple[str, str]], pri
     if not set(primary) <= set(rows.arm) or any(arm in primary and scope in set(rows.scope) for arm, scope in unmixed):
         return None
     found = paired_difference(rows, *primary)
-    return {"from": part, **{name: found[name] for name in ("arms", "difference", "ci95", "images", "patients")}}
+    return {"from": part, **{name: found[name] for name in ("arms", "difference", "ci95", "images", "patients", "seeds")}}
 
 
 def verdict(summary: dict) -> str:
@@ -77,8 +77,9 @@ def _sentence(paired: dict | None, judged: bool) -> str:
     low, high = (100 * bound for bound in paired["ci95"])
     figures = f"{100 * paired['difference']:+.1f} points [{low:.1f}, {high:.1f}]"
     where, what = ("", "this test set") if paired["from"] == "test" else (" out of fold, for the test part has no labels", "these folds")
+    once = "; each arm was trained once, and what another training would say is not in it" if paired["seeds"] == 1 else ""
     if low > 0:
-        return f"Generation helped: {figures}{where}"
+        return f"Generation helped: {figures}{where}{once}"
     if high < 0:
-        return f"Generation hurt: {figures}{where}"
-    return f"No difference could be shown: {figures}{where}; {what} could have detected about {(high - low) / 2:.1f} points"
+        return f"Generation hurt: {figures}{where}{once}"
+    return f"No difference could be shown: {figures}{where}; {what} could have detected about {(high - low) / 2:.1f} points{once}"
