@@ -248,6 +248,7 @@ def found(paired: dict | None, purpose: str = "confirmatory", judged: bool = Tru
      "Generation helped: +6.3 points [1.2, 11.0] out of fold, for the test part has no labels"),
     ({"from": "test", "difference": 0.063, "ci95": [0.012, 0.11], "seeds": 1},
      "Generation helped: +6.3 points [1.2, 11.0]; each arm was trained once, and what another training would say is not in it"),
+    ({"from": "test", "difference": 0.063, "ci95": [0.012, 0.11]}, "Generation helped: +6.3 points [1.2, 11.0]"),  # of a former version's run
     (None, "No verdict: mixed and real-matched were not both trained as planned"),
 ])
 def test_verdict(paired, sentence):

@@ -77,7 +77,7 @@ def _sentence(paired: dict | None, judged: bool) -> str:
     low, high = (100 * bound for bound in paired["ci95"])
     figures = f"{100 * paired['difference']:+.1f} points [{low:.1f}, {high:.1f}]"
     where, what = ("", "this test set") if paired["from"] == "test" else (" out of fold, for the test part has no labels", "these folds")
-    once = "; each arm was trained once, and what another training would say is not in it" if paired["seeds"] == 1 else ""
+    once = "; each arm was trained once, and what another training would say is not in it" if paired.get("seeds") == 1 else ""
     if low > 0:
         return f"Generation helped: {figures}{where}{once}"
     if high < 0:
