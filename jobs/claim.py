@@ -20,6 +20,7 @@ from functools import cache
 from pathlib import Path
 
 from shards import crash
+from shards.credentials import without_keys
 from shards.storage import Storage
 
 _seen: dict[str, tuple[bytes, float]] = {}  # claim -> (heartbeat, when this process first saw it): staleness by observed change
@@ -112,8 +113,25 @@ def attempts(storage: Storage, identity: str) -> list[Attempt]:
 
 def close(storage: Storage, killed: Attempt, cause: str):
     """Write into the claim of an attempt that was killed what its worker could not. From then on it holds nobody up."""
-    word = {**vars(killed), "ended_s": time.time(), "how": "killed", "cause": cause}
+    word = {**vars(killed), "ended_s": time.time(), "how": "killed", "cause": without_keys(cause)}
     storage.put(_name(word.pop("identity"), word.pop("number")), json.dumps(word).encode(), durable=False)
+
+
+def held(storage: Storage, last: Attempt, stale_s: float) -> bool:
+    """Whether the last attempt at a unit is still at work, as far as this process can tell: to see a heart stand still it has to look twice, `stale_s`
+    apart."""
+    if last.how or dead(vars(last)):
+        return False
+    name = beat_name(last.identity, last.number)
+    try:
+        beat = storage.read(name)
+    except FileNotFoundError:
+        beat = b""
+    before, since = _seen.setdefault(name, (beat, time.monotonic()))
+    if beat != before:
+        _seen[name] = (beat, time.monotonic())
+        return True
+    return time.monotonic() - since <= stale_s
 
 
 def overtaken(storage: Storage, identity: str, number: int) -> bool:
@@ -168,6 +186,15 @@ class _Heart:
 _heart = _Heart()
 
 
+def keep_beating(one):
+    """From now on `one.beat()` is called every `one.heartbeat_s` seconds, in this process's one thread for that."""
+    _heart.add(one)
+
+
+def stop_beating(one):
+    _heart.drop(one)
+
+
 def _new_heart():
     """A forked child has neither its parent's threads nor its claims."""
     global _heart
@@ -191,7 +218,7 @@ class Claim:
     def take(cls, storage: Storage, identity: str, *, heartbeat_s: float, stale_s: float) -> Claim | None:
         """The unit is ours (a claim), or somebody is at work on it (None)."""
         before = attempts(storage, identity)
-        if before and not before[-1].how and not cls._overtakable(storage, before[-1], stale_s):
+        if before and held(storage, before[-1], stale_s):
             return None
         claim = cls(storage, identity, len(before), heartbeat_s, before=tuple(before))
         if not storage.commit(_name(identity, claim.attempt), claim._word(), durable=False):
@@ -199,40 +226,26 @@ class Claim:
         crash.window("claim")
         return claim
 
-    @staticmethod
-    def _overtakable(storage: Storage, other: Attempt, stale_s: float) -> bool:
-        if dead(vars(other)):
-            return True
-        name = beat_name(other.identity, other.number)
-        try:
-            beat = storage.read(name)
-        except FileNotFoundError:
-            beat = b""
-        last, since = _seen.setdefault(name, (beat, time.monotonic()))
-        if beat != last:
-            _seen[name] = (beat, time.monotonic())
-            return False
-        return time.monotonic() - since > stale_s
-
     def _word(self, **end) -> bytes:
         return json.dumps({**owner(), "began_s": self._began_s, **end}).encode()
 
     def __enter__(self) -> Claim:
-        _heart.add(self)
+        keep_beating(self)
         return self
 
     def __exit__(self, kind, error, *_):
         how = "superseded" if self.superseded else "done" if kind is None else "failed" if issubclass(kind, Exception) else "interrupted"
         # one that overtakes us at this instant takes number 1, and 0 is free again: at worst the unit is done twice and committed once
         first = how == "done" and not self.attempt and not overtaken(self.storage, self.identity, 0)
-        self._end(None if first else self._word(ended_s=time.time(), how=how, cause="" if kind is None else f"{kind.__name__}: {error}"))
+        cause = "" if kind is None else without_keys(f"{kind.__name__}: {error}")
+        self._end(None if first else self._word(ended_s=time.time(), how=how, cause=cause))
 
     def withdraw(self):
         """No attempt is made after all: the claim goes without a trace."""
         self._end(None)
 
     def _end(self, word: bytes | None):
-        _heart.drop(self)
+        stop_beating(self)
         with self._lock:  # no beat after this
             if self._over:
                 return

@@ -46,7 +46,7 @@ def frontier(run: Run) -> tuple[str, list[Unit]] | None:
 def drive(run: Run, *, on: str = "local", reuse: str | None = None, only: str | None = None, show: Show | None = None):
     """Work until the run is complete, or until stage `only` is, on this machine or on the Ray cluster around it (`on`: local | ray). Failed if
     units fail."""
-    show = show or Show()
+    show, pause_s = show or Show(), BUSY_WAIT_S
     with backend_of(on)(run.config) as backend:
         while (work := frontier(run)) and (only is None or reaches(work[0], only)):
             stage, pending = work
@@ -63,7 +63,10 @@ def drive(run: Run, *, on: str = "local", reuse: str | None = None, only: str | 
             if failed := [outcome for outcome in outcomes if outcome.state == "failed"]:
                 raise Failed(failed, run.url)
             if all(outcome.state == "busy" for outcome in outcomes):
-                time.sleep(BUSY_WAIT_S)
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, max(BUSY_WAIT_S, run.config.execution.heartbeat_s))  # each look lists the run, which is dear to a file server
+            else:
+                pause_s = BUSY_WAIT_S
             run.refresh()
     publish(run)
 

@@ -24,6 +24,7 @@ from jobs.dispatch import Outcome
 from jobs.plan import PlanError, Run
 from jobs.trial import Trial
 from jobs.unit import Unit
+from shards.credentials import without_keys
 from shards.storage import TEMPORARY, Storage
 from vhs import tuning
 from vhs.tuning import METRICS, Search
@@ -158,7 +159,7 @@ def _tune(run: Run, space: Search, records: dict[str, Trial], show: drive.Show) 
                 failure_config=tune.FailureConfig(max_failures=config.execution.tries - 1),
             ),
         )  # fmt: skip
-        failed = {result.config["record"]: str(result.error).strip() for result in tuner.fit() if result.error}
+        failed = {result.config["record"]: without_keys(str(result.error).strip()) for result in tuner.fit() if result.error}
         for record, traceback in failed.items():
             run.storage.put(f"state/tune/{records[record].unit.identity}.txt", traceback.encode())
         return [traceback.splitlines()[-1] for traceback in failed.values()]

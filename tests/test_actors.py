@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
 
+import psutil
 import pytest
 from cluster import until
 from conftest import ROOT, markers, vhs
 from test_chain import begin, job_of, on
 from test_resume import assert_same
 from test_slurm_scripts import SITE, submit
+
+from jobs import claim, config, plan
 
 
 def records(run) -> list[dict]:
@@ -21,6 +34,42 @@ def ray_job(cluster, folder, *arguments) -> str:
     line = f'eval "$(python -m jobs.cli cluster-env {SITE} --stage generate)"; sbatch --parsable --output={folder}/ray.log $VHS_SBATCH --nodes=3 '
     line += f'"$VHS_SLURM/ray.sbatch" vhs {" ".join(map(str, arguments))} --on ray'
     return cluster.run(["env", f"PYTHONPATH={ROOT}", "bash", "-euc", line], cwd=folder).strip()
+
+
+@pytest.fixture
+def two_nodes(tmp_path) -> Iterator[dict[str, str]]:
+    """Ray's own processes of a head and of one more node, of three cores each -> what a driver needs in its environment."""
+    token = tmp_path / "token"
+    token.write_text(secrets.token_hex(32))
+    with closing(socket.socket()) as one, tempfile.TemporaryDirectory(prefix="vhs-ray-") as short:
+        one.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{one.getsockname()[1]}"
+    known = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_ADDRESS": address, "RAY_TMPDIR": short}
+    common = ["--node-ip-address=127.0.0.1", "--num-cpus=3", "--disable-usage-stats", f"--object-store-memory={100 << 20}"]
+    environment = {**os.environ, **known, "PYTHONPATH": str(ROOT)}
+    ray = [str(Path(sys.executable).parent / "ray"), "start"]
+    try:
+        for where in (["--head", f"--port={address.partition(':')[2]}", f"--temp-dir={short}", "--include-dashboard=false"], [f"--address={address}"]):
+            subprocess.run([*ray, *where, *common], env={**environment, "RAY_ADDRESS": ""}, check=True, capture_output=True, timeout=120)
+        yield known | {"PYTHONPATH": str(ROOT)}
+    finally:
+        for process in psutil.process_iter(["cmdline"]):
+            if any(short in word for word in process.info["cmdline"] or ()):
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+        shutil.rmtree(short, ignore_errors=True)
+
+
+def test_actors_that_ray_has_no_room_for_hold_nothing_up(two_nodes, tmp_path):
+    """Twice three cores are two actors of two cores each. And a unit has the claim of a machine that is gone, as that of a former driver's actor."""
+    run = plan.start(config.load("debug/demo", ["threads=2", "ingest.shard_images=8", "execution.stale_s=2"]), str(tmp_path / "run"))
+    units = run.units("ingest")
+    lost = f"{claim.FOLDER}{units[3].identity}-0000.json"
+    run.storage.commit(lost, json.dumps({**claim.owner(), "machine": "elsewhere"}).encode())
+    vhs("stage", "ingest", run.url, "--on", "ray", environment=two_nodes)
+    run.refresh()
+    assert len(units) > 3 and all(run.done(unit) for unit in units)
+    assert claim.read(run.storage, lost).cause == "killed: its heart stood still"
 
 
 @pytest.mark.slow

@@ -100,6 +100,17 @@ def test_a_killed_attempt_that_was_seen_holds_nobody_up(tmp_path):
     assert [one.number for one in attempts(storage, "unit")] == [0], "one that withdraws leaves no trace"
 
 
+def test_no_key_of_the_environment_is_in_a_word_on_an_attempt(tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "swordfish-and-more")
+    storage = open_storage(tmp_path)
+    with pytest.raises(ValueError), Claim.take(storage, "unit", **QUICK):
+        raise ValueError("the store said: swordfish-and-more is wrong")
+    storage.commit("state/claims/unit-0001.json", json.dumps({**owner(), "machine": "elsewhere"}).encode())
+    close(storage, attempts(storage, "unit")[1], "s3://me:swordfish-and-more@bucket")
+    said = [storage.read(name).decode() for name in storage.list()]
+    assert len(said) == 2 and not any("swordfish" in word for word in said) and "[AWS_SECRET_ACCESS_KEY]" in said[0]
+
+
 def test_a_claim_without_its_bytes_is_nobodys(tmp_path):
     """What a power cut may leave of bookkeeping."""
     storage = open_storage(tmp_path)
