@@ -127,10 +127,15 @@ def _metadata(unit: Unit, facts: dict) -> dict[str, str]:
     return {"facts": json.dumps(facts, sort_keys=True), "unit": json.dumps(about, sort_keys=True)}
 
 
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def _commit_files(storage: Storage, unit: Unit, facts: dict, output: Path) -> bool:
     """Files first, under a folder named by their content; then the marker that names the folder. Without the marker nobody looks into the folder."""
     files = {file.relative_to(output).as_posix(): file for file in sorted(output.rglob("*")) if file.is_file()}
-    sha256 = {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
+    sha256 = {name: _sha256(file) for name, file in files.items()}
     folder = f"{unit.path}/{digest(sha256)[:12]}"
     for name, file in files.items():
         storage.commit(f"{folder}/{name}", file)

@@ -1,7 +1,8 @@
 """An object store as a Storage: S3 by obstore; Google's and Azure's by the same door.
 
-A commit is one PUT that the store refuses where the name exists (If-None-Match: *), never multipart: of racing completions of multipart uploads
-several win on some stores. A PUT whose answer was lost is repeated and meets its own object, so every object carries who wrote it.
+A commit is one PUT that the store refuses where the name exists (If-None-Match: *), not multipart: of racing completions of multipart uploads several
+win on some stores. So a file that is too large for a PUT has a name that tells its bytes, and who wins is all one. A PUT whose answer was lost is
+repeated and meets its own object, so every object carries who wrote it.
 """
 
 from __future__ import annotations
@@ -10,11 +11,10 @@ import hashlib
 import os
 import random
 import re
-import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 from uuid import uuid4
 
@@ -31,6 +31,8 @@ PAUSE_S, LONGEST_PAUSE_S = 0.2, 20
 REQUEST_S = 120  # a request that writes may last; VHS_REQUEST_S changes it
 SILENT_S, WHOLE_S = 20, 3600  # an answer may say nothing; may take in all. After either it is asked for again
 PIECE = 8 << 20  # of a large object, asked for at once: what a fetch holds in memory
+LARGEST = 256 << 20  # bytes of a file that goes in one request, and in memory for it; 5 GB is what stores take
+PARTS = {"chunk_size": 32 << 20, "max_concurrency": 4}  # of a larger one
 
 
 class Passing(Exception):
@@ -81,11 +83,15 @@ class Objects(Storage):
 
         if self.exists(path):
             return False
-        data, mine = data.read_bytes() if isinstance(data, Path) else data, uuid4().hex
+        mine, large = uuid4().hex, isinstance(data, Path) and data.stat().st_size > LARGEST
+        data = data.read_bytes() if isinstance(data, Path) and not large else data
         for window in filter(None, ("write-begun", crash_window)):
             crash.window(window)
 
         def create() -> bool:
+            if large:  # of racing completions several may win
+                obstore.put(self._store, path, data, attributes={WRITER: mine}, use_multipart=True, **PARTS)
+                return True
             try:
                 obstore.put(self._store, path, data, mode="create", attributes={WRITER: mine}, use_multipart=False)
             except AlreadyExistsError:
@@ -157,7 +163,9 @@ class Objects(Storage):
         def pages() -> list[dict]:  # the store matches whole parts of a name
             return [one for page in obstore.list(self._reading, folder, chunk_size=1000) for one in page]
 
-        return self._ask("s3:ListBucket", folder, pages)
+        found = self._ask("s3:ListBucket", folder, pages)
+        folders = {above for one in found for above in PurePosixPath(one["path"]).parents}  # consoles make an object for each
+        return [one for one in found if one["size"] or PurePosixPath(one["path"]) not in folders]
 
     def delete(self, path: str) -> None:
         import obstore
@@ -177,17 +185,14 @@ class Objects(Storage):
         if not (below := sorted(self._below(path), key=lambda one: one["path"])):
             raise FileNotFoundError(f"{self.url}/{path}")
         tag = hashlib.sha256("".join(f"{one['path']} {one['e_tag']}" for one in below).encode()).hexdigest()[:12]
-        folder = cache.folder() / hashlib.sha256(f"{self.url}/{path} {tag}".encode()).hexdigest()[:24]
-        if not folder.is_dir():
-            aside = folder.with_name(f"{folder.name}.{uuid4().hex}.part")
+
+        def fetch(folder: Path):
             for one in below:
-                file = aside / one["path"].removeprefix(f"{path}/")
+                file = folder / one["path"].removeprefix(f"{path}/")
                 file.parent.mkdir(parents=True, exist_ok=True)
                 self._fetch(one["path"], one["size"], file)
-            with suppress(OSError):  # another process was first
-                aside.rename(folder)
-            shutil.rmtree(aside, ignore_errors=True)
-        return folder
+
+        return cache.kept_folder(hashlib.sha256(f"{self.url}/{path} {tag}".encode()).hexdigest()[:24], fetch)
 
     def forget(self, path: str) -> None:
         with suppress(FileNotFoundError):

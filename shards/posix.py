@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from uuid import uuid4
 
 from shards import crash
 from shards.storage import TEMPORARY, Storage, checked
+
+ABSENT = (FileNotFoundError, NotADirectoryError)
 
 
 class Posix(Storage):
@@ -55,14 +58,16 @@ class Posix(Storage):
         return os.stat(self._name(path)).st_size
 
     def exists(self, path: str) -> bool:
-        return os.path.isfile(self._name(path))
+        try:  # refused rights and a failing server are no absence
+            return stat.S_ISREG(os.stat(self._name(path)).st_mode)
+        except ABSENT:
+            return False
 
     def list(self, prefix: str = "") -> list[str]:
         folder, root = prefix.rpartition("/")[0], str(self.root)
         names = []
-        for directory, folders, files in os.walk(self._name(folder) if folder else root):
-            if directory == root and TEMPORARY in folders:
-                folders.remove(TEMPORARY)
+        for directory, folders, files in os.walk(self._name(folder) if folder else root, onerror=_unless_absent, followlinks=True):
+            folders[:] = [one for one in folders if not _turns_back(directory, one) and (one != TEMPORARY or directory != root)]
             inside = directory[len(root) + 1 :]
             names += [f"{inside}/{file}" for file in files] if inside else files
         return sorted(name for name in names if name.startswith(prefix))
@@ -108,6 +113,17 @@ class Posix(Storage):
             yield temporary
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _unless_absent(error: OSError) -> None:
+    if not isinstance(error, ABSENT):
+        raise error
+
+
+def _turns_back(directory: str, folder: str) -> bool:
+    """Whether a folder is a link to one above it."""
+    path = f"{directory}/{folder}"
+    return os.path.islink(path) and f"{os.path.realpath(directory)}/".startswith(f"{os.path.realpath(path)}/")
 
 
 def _link(temporary: Path, target: Path) -> bool:

@@ -30,6 +30,8 @@ def open_storage(url: str | Path) -> Storage:
     refuse_in(url)
     parts = urlsplit(url)
     if parts.scheme in OBJECTS and parts.netloc:
+        if "#" in url or "//" in parts.path:
+            raise ValueError(f"{url}: an address in an object store has no '#' and no empty part ('//'): choose another prefix")
         from shards.objects import Objects
 
         return Objects(url)
@@ -61,8 +63,9 @@ class Storage(ABC):
     def commit(self, path: str, data: bytes | Path, *, crash_window: str | None = None, durable: bool = True) -> bool:
         """Create `path` with `data` (bytes, or a file to copy) unless it exists; True if this call created it.
 
-        A loser returns False and changes nothing. On True bytes and name are kept; `crash_window` is passed between the two, or before the request
-        that makes both. `durable` False leaves them to the system's own time, for bookkeeping that a power cut may take back.
+        A loser returns False and changes nothing, but where `data` is a file too large for one request of an object store (objects.LARGEST): its name
+        must tell its bytes, so that whoever comes later changes nothing either. On True bytes and name are kept; `crash_window` is passed between the
+        two, or before the request that makes both. `durable` False leaves them to the system's own time, for bookkeeping that a power cut may take back.
         """
 
     @abstractmethod

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from cluster import cluster  # noqa: F401  the fixture, for every test
+from flaky import flaky  # noqa: F401
 from hypothesis import settings
 from objectstore import bucket, s3, server  # noqa: F401
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import hashlib
 import json
 import os
 import pickle
 import signal
 import subprocess
 import sys
+import tempfile
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from shards import crash
+from shards import cache, crash, objects
 from shards.storage import open_storage
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -187,6 +191,9 @@ def test_other_urls_are_errors():
     for url in ("http://host/run", "file://otherhost/run", "s3:///no-bucket"):
         with pytest.raises(ValueError, match="no storage of this kind"):
             open_storage(url)
+    for url in ("s3://bucket/run#2", "s3://bucket//run", "s3://bucket/a//run"):
+        with pytest.raises(ValueError, match="no '#' and no empty part"):
+            open_storage(url)
 
 
 def test_path_text_and_file_url_open_the_same_place(tmp_path, monkeypatch):
@@ -234,8 +241,12 @@ def test_a_name_that_goes_while_the_store_is_asked_whose_it_is_can_be_had(bucket
 
 
 def test_objects_are_fetched_once_and_the_oldest_make_room(bucket, tmp_path, monkeypatch):
+    """Of what is ours: the folder was there before, with somebody's files in it."""
     monkeypatch.setenv("VHS_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("VHS_CACHE_GB", "0.0002")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "thesis.tex").write_bytes(b"x" * 190_000)
+    os.utime(tmp_path / "cache" / "thesis.tex", (0, 0))
     storage = open_storage(bucket)
     for name in "abc":
         storage.commit(f"model/{name}", name.encode() * 90_000)
@@ -243,12 +254,94 @@ def test_objects_are_fetched_once_and_the_oldest_make_room(bucket, tmp_path, mon
     assert first.read_bytes() == b"a" * 90_000 and storage.local("model/a") == first
     storage.local("model/b")
     storage.local("model/c")
-    assert not first.exists() and len(list((tmp_path / "cache").iterdir())) == 2
+    assert not first.exists() and sum(file.stat().st_size for file in first.parent.iterdir() if file.is_file()) == pytest.approx(180_000, abs=50)
     assert sorted(file.name for file in storage.local("model").iterdir()) == ["a", "b", "c"]
     storage.put("model/a", b"anew")
     assert storage.local("model/a").read_bytes() == b"anew" == (storage.local("model") / "a").read_bytes()
     with pytest.raises(FileNotFoundError):
         storage.local("absent")
+    assert (tmp_path / "cache" / "thesis.tex").stat().st_size == 190_000
+
+
+def test_what_killed_fetches_left_makes_room_and_is_not_counted(tmp_path, monkeypatch):
+    monkeypatch.setenv("VHS_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("VHS_CACHE_GB", "0.001")
+    ours = cache.folder()
+    (ours / f"abc.tar.900000{cache.PART}").write_bytes(b"x" * 500_000)
+    (ours / f"model{cache.HALF}").mkdir()
+    with open(ours / f"on-its-way.tar.700000{cache.PART}", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for name in "abcd":
+            cache.kept(name, 100_000, lambda file: file.write_bytes(b"x" * 100_000))
+        assert {file.name for file in ours.iterdir()} == {"held", "c", "d", Path(lock.name).name}, "700,000 of 900,000 are on their way"
+    assert (ours / "held").read_text() == "900000"
+
+
+def test_ranks_that_want_one_model_fetch_it_once(flaky, bucket):
+    storage = open_storage(bucket)
+    for name in "abc":
+        storage.commit(f"model/{name}", name.encode() * 10_000)
+    flaky.asked.clear()
+    with ThreadPoolExecutor(8) as ranks:
+        (folder,) = set(ranks.map(lambda _: open_storage(bucket).local("model"), range(8)))
+    assert sorted(file.name for file in folder.iterdir()) == ["a", "b", "c"]
+    assert sorted(name for method, name in flaky.asked if method == "GET" and name in "abc" and name) == ["a", "b", "c"]
+
+
+def test_a_file_too_large_for_a_request_goes_in_parts(bucket, tmp_path, monkeypatch, peak):
+    monkeypatch.setattr(objects, "LARGEST", 1 << 20)
+    monkeypatch.setattr(objects, "PARTS", {"chunk_size": 5 << 20, "max_concurrency": 2})
+    file, storage = tmp_path / "model", open_storage(bucket)
+    storage.commit("small", b"x")
+    with open(file, "wb") as out:
+        for n in range(64):
+            out.write(bytes([n]) * (1 << 20))
+    most = peak()
+    assert storage.commit("model", file) and most() < 40 << 20, "not the file"
+    assert not storage.commit("model", file)
+    assert hashlib.sha256(storage.read("model")).digest() == hashlib.sha256(file.read_bytes()).digest() and storage.list() == ["model", "small"]
+
+
+def test_what_consoles_make_of_folders_is_no_file(bucket, monkeypatch):
+    """An object of no bytes at the name of a folder, which obstore lists without its slash."""
+    import obstore
+
+    storage, listed = open_storage(bucket), obstore.list
+    storage.commit("films/a.png", b"a")
+    storage.commit("films/empty", b"")
+    (about,) = storage._below("films")[:1]
+    marker = about | {"path": about["path"].rpartition("/")[0], "size": 0}
+    monkeypatch.setattr(obstore, "list", lambda *arguments, **options: [[marker], *listed(*arguments, **options)])
+    assert storage.list() == ["films/a.png", "films/empty"]
+
+
+def test_a_folder_that_may_not_be_read_is_an_error_and_no_empty_folder():
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        os.chmod(folder, 0o755)
+        for name in ("open", "shut"):
+            os.mkdir(f"{folder}/{name}", 0o700 if name == "shut" else 0o755)
+            Path(folder, name, "film.png").write_bytes(b"x")
+        script = "import os, sys\nfrom shards.storage import open_storage\nplace = open_storage(sys.argv[1])\nos.geteuid() or os.seteuid(65534)\n"
+        if os.geteuid():
+            os.chmod(f"{folder}/shut", 0)
+        for asked in ("place.list()", "place.list('shut/')", "place.exists('shut/film.png')", "place.exists('open/film.png/below') or place.exists('shut/x')"):
+            _, said = python(f"{script}{asked}", folder).communicate(timeout=60)
+            assert "PermissionError" in said.splitlines()[-1] and "shut" in said, (asked, said)
+        assert python(f"{script}assert place.exists('open/film.png') and not place.exists('open/film.png/below')", folder).communicate(timeout=60)[1] == ""
+        os.chmod(f"{folder}/shut", 0o700)
+
+
+def test_folders_behind_links_are_listed_and_links_that_turn_back_are_not(tmp_path):
+    (tmp_path / "elsewhere" / "Large").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "Large" / "1.png").write_bytes(b"1")
+    (tmp_path / "data" / "Small").mkdir(parents=True)
+    (tmp_path / "data" / "Small" / "2.png").write_bytes(b"2")
+    (tmp_path / "data" / "Large").symlink_to(tmp_path / "elsewhere" / "Large")
+    (tmp_path / "data" / "Small" / "up").symlink_to(tmp_path / "data")
+    (tmp_path / "elsewhere" / "Large" / "here").symlink_to(".")
+    assert open_storage(tmp_path / "data").list() == ["Large/1.png", "Small/2.png"]
+    assert open_storage(tmp_path / "data").list("Large/") == ["Large/1.png"]
+    assert open_storage(tmp_path / "absent").list() == open_storage(tmp_path / "data" / "Small" / "2.png").list() == []
 
 
 def test_what_may_not_be_done_is_named(bucket, monkeypatch):

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from conftest import ROOT
-from flaky import ONCE_MORE, Flaky, flaky  # noqa: F401
+from flaky import ONCE_MORE, Flaky
 
 from shards import manifest
 from shards.reader import DamagedShard, ShardReader, permutation, stream
@@ -56,7 +56,7 @@ def opened(url: str) -> ShardReader:
 
 @pytest.mark.parametrize("cache_gb", [WHOLE, PART])
 @pytest.mark.parametrize("harm", ONCE_MORE)
-def test_trouble_that_passes_changes_no_byte(harm, cache_gb, bucket, images, flaky: Flaky, monkeypatch):  # noqa: F811
+def test_trouble_that_passes_changes_no_byte(harm, cache_gb, bucket, images, flaky: Flaky, monkeypatch):
     monkeypatch.setenv("VHS_CACHE_GB", cache_gb)
     shards = opened(bucket)
     flaky.harm = [harm] * 3
@@ -66,7 +66,7 @@ def test_trouble_that_passes_changes_no_byte(harm, cache_gb, bucket, images, fla
 
 
 @pytest.mark.parametrize("cache_gb", [WHOLE, PART])
-def test_a_damaged_answer_is_asked_for_again(cache_gb, bucket, images, flaky: Flaky, monkeypatch):  # noqa: F811
+def test_a_damaged_answer_is_asked_for_again(cache_gb, bucket, images, flaky: Flaky, monkeypatch):
     monkeypatch.setenv("VHS_CACHE_GB", cache_gb)
     shards = opened(bucket)
     first = int(np.argmax([len(image) for image in images[:IMAGES]]) // 2)  # of a whole tar the middle is in one of the images
@@ -88,7 +88,7 @@ def test_damage_that_stays_is_named_by_shard_and_offset(cache_gb, bucket, images
         assert opened(bucket).read(3) == images[3], "other shards are as they were"
 
 
-def test_a_refused_right_ends_it_at_once_and_is_named(bucket, images, flaky: Flaky):  # noqa: F811
+def test_a_refused_right_ends_it_at_once_and_is_named(bucket, images, flaky: Flaky):
     shards = opened(bucket)
     flaky.always = "403"
     asked = len(flaky.asked)
@@ -97,7 +97,7 @@ def test_a_refused_right_ends_it_at_once_and_is_named(bucket, images, flaky: Fla
     assert [method for method, _ in flaky.asked[asked:]].count("GET") == 1
 
 
-def test_trouble_that_stays_is_an_error_in_the_end(bucket, images, flaky: Flaky, monkeypatch):  # noqa: F811
+def test_trouble_that_stays_is_an_error_in_the_end(bucket, images, flaky: Flaky, monkeypatch):
     monkeypatch.setattr("shards.objects.PATIENCE_S", 2)
     shards = opened(bucket)
     flaky.always = "503"
@@ -105,7 +105,7 @@ def test_trouble_that_stays_is_an_error_in_the_end(bucket, images, flaky: Flaky,
         shards.read(0)
 
 
-def test_shards_are_fetched_once_where_they_have_room_and_images_one_by_one_where_not(bucket, images, flaky: Flaky, monkeypatch):  # noqa: F811
+def test_shards_are_fetched_once_where_they_have_room_and_images_one_by_one_where_not(bucket, images, flaky: Flaky, monkeypatch):
     """Two epochs of two ranks of a machine."""
     for cache_gb, fetches in ((WHOLE, SHARDS), (PART, 2 * len(images))):
         monkeypatch.setenv("VHS_CACHE_GB", cache_gb)
