@@ -87,5 +87,5 @@ def _settled(end: str) -> bool:
 
 
 def _says_memory(storage: Storage, job: str) -> bool:
-    logs = [name for name in storage.list("state/slurm/") if name.endswith(f"/{job}_0_log.out")]
-    return any(word in storage.read(log)[-8000:] for log in logs for word in SAYS_MEMORY)
+    logs = (storage.shared / "state" / "slurm").rglob(f"{job}_0_log.out")
+    return any(word in log.read_bytes()[-8000:] for log in logs for word in SAYS_MEMORY)

@@ -12,13 +12,14 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from jobs import generators, history, outside, plan
+from jobs import attempt, generators, history, outside, plan
+from jobs.claim import Attempt
 from jobs.config import PHANTOMS
 from jobs.data import EMPTY, open_data
 from jobs.unit import Marker, read_marker
 from shards import manifest
 from shards.storage import Storage, open_storage
-from shards.verify import Finding, verify
+from shards.verify import Finding, unread, verify
 from vhs.sources import SourceError
 
 _MARKER = re.compile(r"-[0-9a-f]{12}\.json$")  # of units that make files
@@ -69,6 +70,8 @@ def _torn(storage: Storage, names: list[str]) -> Iterator[Finding]:
             read_marker(storage, path) if _MARKER.search(path) else json.loads(storage.read(path))
         except DAMAGED as error:
             yield _wrong(path, f"not readable: {error!r}")
+        except OSError as error:
+            yield unread(path, error)
 
 
 def _marker_findings(storage: Storage, names: list[str], full: bool) -> list[Finding]:
@@ -83,14 +86,22 @@ def _marker_findings(storage: Storage, names: list[str], full: bool) -> list[Fin
             file = f"{marker.folder}/{name}"
             if file not in there:
                 findings.append(_wrong(file, f"missing, though {path} lists it", path))
-            elif problem := _file_problem(storage, file, sha256, full):
-                findings.append(_wrong(file, problem, path, file))
+                continue
+            try:
+                if problem := _file_problem(storage, file, sha256, full):
+                    findings.append(_wrong(file, problem, path, file))
+            except OSError as error:
+                findings.append(unread(file, error))
         held |= {made: (sha256, path) for markers in marker.inputs.values() for made, sha256 in markers}
     for path, (sha256, reader) in held.items():
         if path not in there:
             findings.append(_gone(path, reader))
-        elif full and _sha256(storage, path) != sha256:
-            findings.append(_wrong(path, f"not what {reader} was made from"))
+            continue
+        try:
+            if full and _sha256(storage, path) != sha256:
+                findings.append(_wrong(path, f"not what {reader} was made from"))
+        except OSError as error:
+            findings.append(unread(path, error))
     return findings
 
 
@@ -109,7 +120,7 @@ def _file_problem(storage: Storage, file: str, sha256: str, full: bool) -> str:
 
 def _markers(storage: Storage, names: list[str]) -> Iterator[tuple[str, Marker]]:
     for path in (name for name in names if _MARKER.search(name) and not name.startswith("state/")):
-        with suppress(*DAMAGED):  # _torn has it
+        with suppress(*DAMAGED, OSError):  # _torn has it
             yield path, read_marker(storage, path)
 
 
@@ -123,6 +134,10 @@ def _table_findings(storage: Storage, names: list[str]) -> Iterator[Finding]:
         except DAMAGED as error:
             if not _in_shards(path):  # else it is a sidecar, and shards.verify has it
                 yield _wrong(path, f"not readable: {error}")
+            continue
+        except OSError as error:
+            if not _in_shards(path):
+                yield unread(path, error)
             continue
         for gone in sorted({marker for markers in made_from.values() for marker in markers} - there - said):
             said.add(gone)
@@ -154,7 +169,7 @@ def _in_shards(path: str) -> bool:
 def _label_problem(storage: Storage, labels, shard: str) -> str:
     try:
         images = set(manifest.read(storage, shard)["key"].to_pylist())
-    except DAMAGED:
+    except (*DAMAGED, OSError):
         return ""
     labelled = labels["key"].to_pylist() if "key" in labels.column_names else []
     if len(labelled) != len(images) or set(labelled) != images:
@@ -206,6 +221,7 @@ def repair(url: str, full: bool, dry_run: bool = False) -> Repaired:
             storage.delete(name)
         lists = {name for name in lists if _rewritten(storage, name)}
         storage.sweep(older_than_s=3600)
+        attempt.sweep_scratch(storage.work)
     return Repaired(gone, sorted(lists), again, left)
 
 
@@ -251,10 +267,19 @@ def _idle(url: str, findings: list[Finding]) -> plan.Run | None:
     if not open_storage(url).exists("plan.json") or any(finding.path == "plan.json" for finding in findings):
         return None
     run = plan.reopen(url, read_only=True)
-    for one in history.living(run).values():
-        if time.time() - history.beat(run, one).get("when_s", one.began_s) < 3 * run.config.execution.stale_s:
+    before, since, execution = _beats(run), time.monotonic(), run.config.execution
+    while before and time.monotonic() - since < execution.stale_s:  # until its heart stood still so long: another machine's clock may be wrong by hours
+        time.sleep(execution.heartbeat_s)
+        run.refresh()
+        after = _beats(run)
+        for one in (one for one in {**before, **after} if before.get(one) != after.get(one)):
             raise plan.PlanError(f"{one.node} is at work on {url} (process {one.pid}): wait for it, or end it (vhs cancel {url}), then repair")
     return run
+
+
+def _beats(run: plan.Run) -> dict[Attempt, dict]:
+    """The last word of every attempt that nothing speaks against."""
+    return {one: history.beat(run, one) for one in history.living(run).values()}
 
 
 def regenerate(url: str, key: str) -> dict:

@@ -134,7 +134,8 @@ def submit(run: Run, cluster: str, until: str = ORDER[-1]) -> dict:
 def queued(run: Run) -> dict[str, str]:
     """Jobs of the run that SLURM still has, waiting or at work: id -> what squeue says of it (state, and the reason to wait). They are known by
     their comment, the run's address: numbers begin again with a new cluster."""
-    lines = [line.split() for line in scheduler.ask("squeue", "--noheader", "--array", "--user", getpass.getuser(), "--format", "%i %T %r %k").splitlines()]
+    said = scheduler.ask("squeue", "--noheader", "--array", "--user", getpass.getuser(), "--format", "%i %T %r %k")
+    lines = [line.split(maxsplit=3) for line in said.splitlines()]
     return {job: f"{state} {reason}" for job, state, reason, *comment in lines if comment == [run.storage.url]}
 
 

@@ -133,7 +133,7 @@ def _imagefolder(data: Dataset, out: Storage, there: set[str], aside: Path) -> i
     for split, rows in _by_split(data).items():
         names = {row: f"{label or 'unlabelled'}/{data.reader.keys[row]}.png" for row, label in zip(rows, data.about["class"].take(rows).to_pylist())}
         missing = [row for row in rows if f"{split}/{names[row]}" not in there]
-        for _ in _ahead(lambda row: out.commit(f"{split}/{names[row]}", data.reader.read(row, check=True), durable=False), missing):  # noqa: B023
+        for _ in _ahead(lambda row: out.commit(f"{split}/{names[row]}", data.reader.read(row, check=True)), missing):  # noqa: B023
             written += 1
         table = data.about.take(rows)  # Parquet, for datasets guesses JSON's types anew in each split
         keys, files = [data.reader.keys[row] for row in rows], [names[row] for row in rows]

@@ -19,6 +19,7 @@ PIECE = 1 << 20  # bytes of an image in memory at a time
 _SHA256 = re.compile("[0-9a-f]{64}")
 _TAR = re.compile(r"(\d{5,})-[0-9a-f]{12}\.tar")
 _REMAKE = "delete this sidecar and its tar, then run the same command again"
+LOOK_AGAIN = "nothing is known of it: see to the disk, the server or the rights, then verify again"
 
 
 @dataclass(frozen=True)
@@ -60,17 +61,27 @@ def verify(storage: Storage, folder: str, full: bool = False) -> Findings:
         try:
             table = manifest.read(storage, sidecar)
             problem = _sidecar_problem(sidecar, table)
-        except (ValueError, OSError) as error:
-            found.append(Finding(sidecar, f"not readable: {error}", _REMAKE, again=True, drop=(sidecar,)))
+        except ValueError as error:
+            problem = f"not readable: {error}"
+        except OSError as error:
+            found.append(unread(sidecar, error))
             continue
         if problem:
             found.append(Finding(sidecar, problem, _REMAKE, again=True, drop=(sidecar,)))
             continue
         tables[sidecar] = table
         tar = _tar_path(sidecar, table)
-        found += [Finding(sidecar, what, _REMAKE, again=True, drop=(sidecar, tar)) for what in _tar_problems(storage, tar, table, full)]
+        try:
+            found += [Finding(sidecar, what, _REMAKE, again=True, drop=(sidecar, tar)) for what in _tar_problems(storage, tar, table, full)]
+        except OSError as error:
+            found.append(unread(tar, error))
     found += _folder_findings(storage, folder, tables)
     return Findings(len(tables), sum(table.num_rows for table in tables.values()), tuple(found))
+
+
+def unread(path: str, error: OSError) -> Finding:
+    """`path` could not be read now, which says nothing of its bytes: nobody deletes it for that."""
+    return Finding(path, f"cannot be read: {error}", LOOK_AGAIN)
 
 
 def _tar_path(sidecar: str, table: pa.Table) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import shutil
 import tarfile
 from pathlib import Path
+from threading import Event, Thread
 
 import pyarrow as pa
 import pytest
@@ -14,8 +17,9 @@ from conftest import committed, vhs
 from test_resume import assert_same
 
 from jobs import audit, plan
-from jobs.claim import Claim
+from jobs.claim import FOLDER, Claim, beat_name, owner
 from shards import manifest
+from shards.posix import Posix
 from shards.storage import open_storage
 
 
@@ -225,6 +229,57 @@ def test_nothing_is_repaired_under_those_at_work(run):
         with pytest.raises(plan.PlanError, match="at work"):
             audit.repair(str(run), full=False)
     assert audit.repair(str(run), full=False).gone == [sidecar, tar]
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_another_machine_is_at_work_if_its_heart_beats_whatever_its_clock_says(run, alive):
+    storage, tar, sidecar = shard_of(run)
+    tar_cut(storage, tar, sidecar)
+    settings = json.loads(storage.read("state/execution.json"))
+    storage.put("state/execution.json", json.dumps({**settings, "execution": {**settings["execution"], "stale_s": 2.0, "heartbeat_s": 0.2}}).encode())
+    unit, over = plan.reopen(str(run)).units("generate")[0], Event()
+    storage.commit(f"{FOLDER}{unit.identity}-0000.json", json.dumps({**owner(), "machine": "elsewhere", "began_s": 0.0}).encode())
+
+    def beat():
+        count = 0
+        while not over.wait(0.3) and alive:
+            count += 1
+            storage.put(beat_name(unit.identity, 0), json.dumps({"count": count, "when_s": 0.0}).encode())
+
+    heart = Thread(target=beat)
+    heart.start()
+    try:
+        if alive:
+            with pytest.raises(plan.PlanError, match="at work"):
+                audit.repair(str(run), full=False)
+        else:
+            assert audit.repair(str(run), full=False).gone == [sidecar, tar]
+    finally:
+        over.set()
+        heart.join()
+
+
+def test_what_cannot_be_read_now_is_named_and_nothing_is_deleted_for_it(run, monkeypatch):
+    """A disk or a server that fails at one tar, one table and one model: the others are looked at, and repair leaves them."""
+    storage, tar, sidecar = shard_of(run)
+    model = next(name for name in storage.list("classifier/") if name.endswith("model.safetensors"))
+    labels = next(name for name in storage.list("labels/") if name.endswith(".parquet"))
+    bad, opened, read = {tar, model, labels}, Posix.stream, Posix.read
+
+    def failing(real):
+        def call(self, path, *arguments):
+            if path in bad:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+            return real(self, path, *arguments)
+
+        return call
+
+    monkeypatch.setattr(Posix, "stream", failing(opened))
+    monkeypatch.setattr(Posix, "read", failing(read))
+    shards, _, findings = audit.verify_all(str(run), full=True)
+    assert {finding.path for finding in findings if finding.error} == bad and all("Input/output error" in finding.what for finding in findings)
+    repaired = audit.repair(str(run), full=True)
+    assert repaired.gone == repaired.again == [] and {finding.path for finding in repaired.left} == bad and shards > 1
 
 
 def test_after_many_damages_the_same_command_makes_the_run_it_was(run, reference, figure):
