@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from jobs.unit import Marker, Unit, commit, digest, read_marker
 from shards import crash, manifest
 from shards.storage import Storage, open_storage
 
+UNTOUCHED_S = 3 * 24 * 3600  # scratch of another machine: a training writes its checkpoints there
 HEAR_S = 0.5  # between two looks at what rank 0 says of its steps
 Watch = Callable[[str, int, int, dict], None]  # (unit path, step, total steps, metrics): for a progress display on the same machine
 
@@ -213,6 +215,14 @@ def _work(storage: Storage, config: Config, unit: Unit, claim: Claim, watch: Wat
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def sweep_scratch(root: Path, machines: str = "*"):
+    """Of other `machines`, whose processes nobody here can ask: what stood untouched so long that no attempt is behind it."""
+    for folder in (folder for folder in root.glob(machines) if folder.name != machine()):
+        changed = [path.lstat().st_mtime for path in (folder, *folder.rglob("*")) if path.is_symlink() or path.exists()]
+        if time.time() - max(changed, default=0.0) > UNTOUCHED_S:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def _scratch(storage: Storage, config: Config, unit: Unit) -> Path:
     """A private folder for this attempt, under this machine's name: there, what dead processes left behind can be told and goes."""
     chosen = os.path.expandvars(config.execution.work_dir or os.environ.get("VHS_WORK_DIR", ""))
@@ -224,6 +234,7 @@ def _scratch(storage: Storage, config: Config, unit: Unit) -> Path:
         _, pid, started = left.name.split("-")
         if dead({"machine": machine(), "pid": int(pid), "started": started}):
             shutil.rmtree(left, ignore_errors=True)
+    sweep_scratch(root, f"{socket.gethostname()}-*")  # of this host before it was booted anew: no more, for a listing of all is dear on a thousand nodes
     me = owner()
     folder = root / machine() / f"{unit.identity}-{me['pid']}-{me['started']}"
     shutil.rmtree(folder, ignore_errors=True)

@@ -209,6 +209,7 @@ app.add_typer(bench.app, name="bench")
 
 def main():
     """Entry point: an error of the user's is a sentence, not a traceback."""
+    from jobs import interrupt
     from jobs.config import ConfigError
     from jobs.drive import Failed
     from jobs.plan import PlanError
@@ -224,6 +225,9 @@ def main():
         said = escape(without_keys(str(error.args[0] if isinstance(error, KeyError) else error)))
         console.print(f"[red]error[/] {said}", soft_wrap=True, highlight=False)
         raise SystemExit(1) from None
+    except interrupt.Interrupted:
+        console.print("asked to stop: what trained has saved its step, and the same command goes on from there", soft_wrap=True, highlight=False)
+        raise SystemExit(128 + interrupt.asked_by) from None
 
 
 if __name__ == "__main__":

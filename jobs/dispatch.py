@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -16,6 +17,8 @@ from jobs.config import Config
 from jobs.gang import Gang
 from jobs.unit import Unit
 from shards.credentials import without_keys
+
+SAVE_S = 45  # of which the ranks of a worker have 30
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,8 @@ class Local:
         return self
 
     def __exit__(self, error, *_):
-        if self._pool and error:  # a failure or Ctrl-C: nothing is lost by ending the others in the middle
-            for process in multiprocessing.active_children():
-                process.kill()
+        if self._pool and error:
+            _end(multiprocessing.active_children())
         if self._pool:
             self._pool.shutdown(cancel_futures=True)
 
@@ -65,7 +67,7 @@ class Local:
                 interrupt.check()
                 yield outcome(url, config, unit, watch, self._gang)
             return
-        futures = [self._pool.submit(outcome, url, config, unit) for unit in units]
+        futures = [self._pool.submit(_in_worker, url, config, unit) for unit in units]
         try:
             for future in as_completed(futures):
                 yield future.result()
@@ -81,6 +83,26 @@ def outcome(url: str, config: Config, unit: Unit, watch: Watch | None = None, ga
         return Outcome(unit, attempt(url, config, unit, watch, gang))
     except Exception as error:
         return Outcome(unit, "failed", without_keys(f"{type(error).__name__}: {error}"))
+
+
+def _in_worker(url: str, config: Config, unit: Unit) -> Outcome:
+    interrupt.listen()
+    try:
+        return outcome(url, config, unit)
+    except interrupt.Interrupted:
+        os._exit(1)  # what there was to save is saved; a pool's worker outlives any exception, and would begin another unit
+    finally:
+        interrupt.stop_listening()  # with nothing to save a signal just ends it
+
+
+def _end(workers: list):
+    """Trainings save at the end of their step; who takes longer than SAVE_S is killed, and only steps are lost by that."""
+    for process in workers:
+        process.terminate()
+    until = time.monotonic() + SAVE_S
+    for process in workers:
+        process.join(max(0, until - time.monotonic()))
+        process.kill()
 
 
 def _worker(threads: int, parent: int):

@@ -10,26 +10,46 @@ import json
 import socket
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 
-from jobs import interrupt, world
+from jobs import claim, interrupt, world
 from jobs.unit import Unit
+from shards.credentials import without_keys
 from shards.storage import open_storage
 
 POLL_S, LAST_WORD_S = 0.2, 5.0
+BEAT = "beat"
 
 
-@dataclass
+@dataclass(eq=False)
 class Gang:
-    """Machine `node` of `nodes`. `name`: of this start of these machines and no other."""
+    """Machine `node` of `nodes`; a context manager for the leader. `name`: of this start of these machines and no other."""
 
     url: str
     name: str
     nodes: int
     node: int
     host: str = field(default_factory=socket.gethostname)  # of this machine, as the others know it
+    heartbeat_s: float = 2.0
+    stale_s: float = 30.0
     number: int = field(default=0, init=False)  # units begun together so far
+    beats: int = field(default=0, init=False)
+
+    def __enter__(self) -> Gang:
+        """The leader's: from now on its heart beats for the followers, whatever it waits for."""
+        claim.keep_beating(self)
+        return self
+
+    def __exit__(self, *_):
+        """Its last word."""
+        claim.stop_beating(self)
+        self._say(f"{self.number:05d}.json", None)
+
+    def beat(self):
+        with suppress(OSError):  # the next one tells as much
+            self.beats += 1
+            self._say(BEAT, self.beats)
 
     def launch(self, function: Callable, url: str, unit: Unit, *arguments):
         """The leader's: `function(url, unit, *arguments)` on every rank of `unit`, spread evenly over the machines -> what rank 0 returned.
@@ -49,7 +69,7 @@ class Gang:
             self.number += 1
 
     def follow(self, function: Callable):
-        """A follower's: take part in what the leader says, until it says the end."""
+        """A follower's: take part in what the leader says, until it says the end. RuntimeError when its heart stood still for `stale_s`."""
         storage = open_storage(self.url)
         while True:
             meeting = self._hear(storage, f"{self.number:05d}.json")
@@ -58,13 +78,9 @@ class Gang:
             try:
                 self._part(meeting, function)
             except RuntimeError as error:
-                self._say(f"{self.number:05d}-{self.node}.txt", f"{socket.gethostname()}: {error}")
+                self._say(f"{self.number:05d}-{self.node}.txt", without_keys(f"{socket.gethostname()}: {error}"))
             interrupt.check()
             self.number += 1
-
-    def end(self):
-        """The leader's last word."""
-        self._say(f"{self.number:05d}.json", None)
 
     def _part(self, meeting: dict, function: Callable):
         unit = Unit(**meeting["unit"])
@@ -75,11 +91,21 @@ class Gang:
         open_storage(self.url).put(f"state/gangs/{self.name}/{name}", (word if isinstance(word, str) else json.dumps(word)).encode())
 
     def _hear(self, storage, name: str):
-        path = f"state/gangs/{self.name}/{name}"
-        while not storage.exists(path):
+        folder = f"state/gangs/{self.name}"
+        beat, changed_s, looked_s = b"", time.monotonic(), time.monotonic()
+        while not storage.exists(f"{folder}/{name}"):
             interrupt.check()
             time.sleep(POLL_S)
-        return json.loads(storage.read(path))
+            if time.monotonic() - looked_s < self.heartbeat_s:
+                continue
+            looked_s, before = time.monotonic(), beat
+            with suppress(FileNotFoundError):  # it has not begun yet
+                beat = storage.read(f"{folder}/{BEAT}")
+            if beat != before:
+                changed_s = looked_s
+            if looked_s - changed_s > (self.stale_s if beat else world.MEET_S):
+                raise RuntimeError(f"the first of {self.nodes} machines, which leads, fell silent: its process was killed, or its node is lost")
+        return json.loads(storage.read(f"{folder}/{name}"))
 
 
 def _free_port() -> int:

@@ -28,6 +28,14 @@ def listen():
         signal.signal(number, _ask)
 
 
+def stop_listening():
+    """`SIGNALS` end this process, as they do any other."""
+    global _listening
+    _listening = False
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+
+
 def listen_again():
     """After a library has taken the signals for itself."""
     if _listening:

@@ -59,14 +59,13 @@ def work(run: Run, link: Link, index: int, count: int, machines: tuple[int, int,
     from jobs.attempt import as_rank
 
     nodes, node, name = machines
-    gang = Gang(run.url, f"{name}-{index}", nodes, node) if nodes > 1 else None
-    if gang and node:
+    if nodes == 1:
+        return _work(run, link, index, count, None)
+    gang = Gang(run.url, f"{name}-{index}", nodes, node, heartbeat_s=run.config.execution.heartbeat_s, stale_s=run.config.execution.stale_s)
+    if node:
         return gang.follow(as_rank)
-    try:
+    with gang:
         _work(run, link, index, count, gang)
-    finally:
-        if gang:
-            gang.end()
 
 
 def _work(run: Run, link: Link, index: int, count: int, gang: Gang | None):

@@ -8,8 +8,10 @@ import shutil
 import signal
 
 import pytest
+from cluster import until
 from conftest import command, committed, markers, vhs
 
+from jobs import claim, config, plan
 from shards import crash
 
 # Where a run is killed: (window, passage counted from the start of the process), by the part of the run it falls into when the parts before are done
@@ -70,6 +72,25 @@ def test_killed_four_times_and_resumed(seed, reference, tmp_path, figure):
     assert_same(
         run, reference, f"seed {seed}: killed at {', '.join(f'{k} with {n} of {total} units done' for k, n in zip(kills, done))}", figure
     )
+
+
+def test_workers_that_train_save_when_their_run_is_asked_to_stop(reference, tmp_path):
+    """Two side by side: each ends at the end of a step, with a checkpoint of it, though the next regular one is far."""
+    asked = ["classifier.epochs=400", "execution.workers=2", "execution.checkpoint_steps=100000"]
+    run = plan.start(config.load("debug/demo", asked), str(tmp_path / "run"))
+    plan.adopt_all(run, str(reference))
+    process = command("stage", "train", run.url, "--share", "0/1")
+    try:
+        log = tmp_path / "run" / "state" / "claims"
+        until(lambda: len([beat for beat in log.glob("*.beat") if json.loads(beat.read_text()).get("step", 0) > 2]) >= 2, "two trainings at work")
+        process.terminate()
+        printed, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    ended = [claim.read(run.storage, name) for name in run.storage.list(claim.FOLDER) if name.endswith(".json")]
+    assert [one.how for one in ended] == ["interrupted"] * 2 and all("saved at step" in one.cause for one in ended), (ended, printed)
+    assert {name.split("/")[1] for name in run.storage.list("checkpoints/")} == {one.identity for one in ended}
+    assert "Traceback" not in printed, printed
 
 
 @pytest.mark.slow
