@@ -378,14 +378,17 @@ def scaled(planned: Forecast, counts: list[int]) -> list[str]:
 
 
 def detectable(sizes: Sizes, folds: int) -> list[str]:
-    """What the tests can show, a sentence each: half the width of the 95% interval of a paired difference, were trainings all alike."""
+    """What the tests can show, a sentence each: the difference that is found four times in five, were trainings all alike and each image its own patient."""
     from vhs.metrics import minimum_detectable
 
     said = []
     for what, count in (("test part", sizes.judged), ("folds together", (sizes.train + sizes.valid) * bool(folds))):
         if count:
             smallest = 100 * minimum_detectable(count, rates.DISCORDANCE)
-            said.append(f"the {what}, {count} images, can at best detect a difference of {smallest:.1f} points if the arms disagree on {rates.DISCORDANCE:.0%}")
+            said.append(
+                f"the {what}, {count} images, can at best find a difference of {smallest:.1f} points four times in five, if the arms disagree on "
+                f"{rates.DISCORDANCE:.0%}"
+            )
     if sizes.test and not sizes.judged:
         said.append(f"the {sizes.test} test images carry no labels: nothing can be judged on them")
     return said

@@ -26,7 +26,7 @@ def test_every_packaged_config_plans(name, real_data):
     assert [row.stage for row in made.rows] == [stage.NAME for stage in STAGES if stage.NAME != "prompts" or settings.prompts.candidates]
     assert made.hours > 0 and all(row.units >= 1 and row.memory_gb > 0 for row in made.rows)
     assert made.sizes.train > made.sizes.valid > 0 and made.sizes.test > 0
-    assert any("can at best detect a difference of" in line for line in forecast.detectable(made.sizes, settings.split.folds))
+    assert any("can at best find a difference of" in line for line in forecast.detectable(made.sizes, settings.split.folds))
 
 
 def test_the_plan_is_what_the_run_did_and_its_rates_are_the_runs(reference):
@@ -95,7 +95,7 @@ def test_unlabelled_test_images_detect_nothing():
 
 def test_the_command_shows_the_plan_without_torch(tmp_path):
     printed = vhs("run", "debug/demo", "--dry-run", "--out", tmp_path / "run")
-    assert not (tmp_path / "run").exists() and re.search(r"dreambooth.*stated", printed) and "can at best detect a difference" in printed
+    assert not (tmp_path / "run").exists() and re.search(r"dreambooth.*stated", printed) and "can at best find a difference" in printed
     code = (
         "import sys\nfrom jobs import forecast, plan\nfrom jobs.config import load\nc = load('debug/demo')\n"
         "forecast.forecast(c, s := forecast.sizes(c, plan.Run('nowhere', c, read_only=True)))\nforecast.detectable(s, 0)\n"

@@ -134,6 +134,37 @@ def test_another_training_is_as_much_of_a_sample_as_another_patient(seeds, scope
     assert (hits[:2] / draws >= covered).all() and hits[2] / draws < 0.8, "one training alone says too much"
 
 
+def test_one_patient_says_nothing_of_others():
+    correct = np.arange(100) < 80
+    predictions = arms(correct, np.roll(correct, 10) & correct).assign(patient="p")
+    assert metrics.paired_difference(predictions)["ci95"] == [-1, 1]
+    low, high = metrics.accuracy(predictions[predictions.arm == "mixed"])["ci95"]
+    assert low < 0.05 and high > 0.95
+
+
+@pytest.mark.parametrize("sizes", [[40] * 2, [40] * 3, [2] * 19 + [38], [2] * 39 + [78], [5] * 40])
+def test_equal_arms_are_not_told_apart_whatever_patients_have_of_the_images(sizes):
+    rng, owner, draws, misses = np.random.default_rng(6), np.repeat(np.arange(len(sizes)), sizes), 200, 0
+    for _ in range(draws):
+        difficulty = rng.normal(0, 1, len(owner))
+        right = [difficulty + rng.normal(0, 0.7, len(sizes))[owner] + rng.normal(0, 0.6, len(owner)) > -0.9 for _ in (0, 1)]
+        low, high = metrics.paired_difference(arms(*right).assign(patient=lambda rows: [f"p{owner[int(key, 16)]}" for key in rows.key]))["ci95"]
+        misses += not low <= 0 <= high
+    assert misses / draws <= 0.08
+
+
+def test_a_small_class_that_is_all_right_is_no_certainty():
+    """Three classes, one of them of 2 to 4 images: a few equal answers."""
+    rng, draws = np.random.default_rng(7), 300
+    for smallest in (2, 3, 4):
+        label, hits = np.repeat([0, 1, 2], [smallest, 45, 51]), 0
+        for _ in range(draws):
+            right = rng.random(len(label)) < 0.75
+            found = metrics.balanced_accuracy(answers(right).assign(label=label, predicted=np.where(right, label, (label + 1) % 3)))["balanced_ci95"]
+            hits += found[0] <= 0.75 <= found[1]
+        assert hits / draws >= 0.88, (smallest, hits / draws)
+
+
 def test_ignoring_the_patients_would_not_cover():
     rng, misses = np.random.default_rng(5), 0
     for _ in range(150):
@@ -228,9 +259,10 @@ def test_minimum_detectable_shrinks_with_the_root_of_n(n, discordance):
 
 
 def test_minimum_detectable_agrees_with_the_interval():
-    assert round(metrics.minimum_detectable(80, 0.25), 2) == 0.11 and round(metrics.minimum_detectable(401, 0.25), 3) == 0.049
+    """1.43 half-widths: by the normal distribution that is 80% power."""
+    assert round(metrics.minimum_detectable(401, 0.25), 2) == 0.07 and norm.cdf(1.4294 * 1.96 - 1.96) == pytest.approx(0.8, abs=1e-3)
     paired = metrics.paired_difference(simulated(np.random.default_rng(0), 400))
-    assert np.ptp(paired["ci95"]) / 2 == pytest.approx(metrics.minimum_detectable(400, paired["discordance"]), rel=0.05)
+    assert 1.4294 * np.ptp(paired["ci95"]) / 2 == pytest.approx(metrics.minimum_detectable(400, paired["discordance"]), rel=0.05)
 
 
 def found(paired: dict | None, purpose: str = "confirmatory", judged: bool = True) -> dict:
@@ -242,18 +274,22 @@ def found(paired: dict | None, purpose: str = "confirmatory", judged: bool = Tru
 @pytest.mark.parametrize(("paired", "sentence"), [
     ({"from": "test", "difference": 0.063, "ci95": [0.012, 0.11], "seeds": 3}, "Generation helped: +6.3 points [1.2, 11.0]"),
     ({"from": "test", "difference": 0.010, "ci95": [-0.042, 0.063], "seeds": 3},
-     "No difference could be shown: +1.0 points [-4.2, 6.3]; this test set could have detected about 5.2 points"),
+     "No difference could be shown: +1.0 points [-4.2, 6.3]; this test set would find 7.5 points four times in five"),
+    ({"from": "test", "difference": 0.010, "ci95": [-0.042, 0.063], "seeds": 2, "from_trainings": 0.9},
+     "No difference could be shown: +1.0 points [-4.2, 6.3]; this test set would find 7.5 points four times in five; most of that is how trainings differ: "
+     "more seeds would tell, not more images"),
     ({"from": "test", "difference": -0.08, "ci95": [-0.12, -0.031], "seeds": 3}, "Generation hurt: -8.0 points [-12.0, -3.1]"),
     ({"from": "cv", "difference": 0.063, "ci95": [0.012, 0.11], "seeds": 3},
-     "Generation helped: +6.3 points [1.2, 11.0] out of fold, for the test part has no labels"),
+     "Generation helped: +6.3 points [1.2, 11.0] out of fold, for the test part lacks labels"),
     ({"from": "test", "difference": 0.063, "ci95": [0.012, 0.11], "seeds": 1},
-     "Generation helped: +6.3 points [1.2, 11.0]; each arm was trained once, and what another training would say is not in it"),
+     "Descriptive: generation helped: +6.3 points [1.2, 11.0]; each arm was trained once, and what another training would say is not in it"),
     ({"from": "test", "difference": 0.063, "ci95": [0.012, 0.11]}, "Generation helped: +6.3 points [1.2, 11.0]"),  # of a former version's run
     (None, "No verdict: mixed and real-matched were not both trained as planned"),
 ])
 def test_verdict(paired, sentence):
     assert metrics.verdict(found(paired)) == sentence
-    assert metrics.verdict(found(paired, "descriptive")) == f"Descriptive: {sentence[0].lower()}{sentence[1:]}"
+    said = sentence.removeprefix("Descriptive: ")
+    assert metrics.verdict(found(paired, "descriptive")) == f"Descriptive: {said[0].lower()}{said[1:]}"
 
 
 def test_no_labels_and_no_folds_leave_no_verdict():
@@ -351,7 +387,7 @@ def test_summary_has_the_documented_shape():
     assert found["arms"]["mixed"]["validation"] is None and found["arms"]["mixed"]["seeds"] == [0, 1]
     assert measure["seeds"] == [] and measure["test"]["auroc"] is None and measure["test"]["ece"] is None
     assert found["paired"] == {"from": "test", "arms": ["mixed", "real-matched"], "images": 4, "patients": 4, "seeds": 2} | {
-        name: found["paired"][name] for name in ("difference", "ci95")
+        name: found["paired"][name] for name in ("difference", "ci95", "from_trainings")
     }
     assert found["paired"]["difference"] == 0.5
     assert metrics.summary(predictions[predictions.arm != "mixed"])["paired"] is None
@@ -368,13 +404,15 @@ def test_a_test_part_without_labels_is_judged_out_of_fold():
     found = metrics.summary(predictions)
     assert found["arms"]["mixed"]["test"] is None and found["arms"]["mixed"]["cv"]["accuracy"] == 0.75 and found["unlabelled"] == 4
     assert found["paired"]["from"] == "cv" and found["paired"]["difference"] == 0.5 and found["paired"]["images"] == 8
-    half = f"{50 * np.ptp(found['paired']['ci95']):.1f} points"
-    assert f"out of fold, for the test part has no labels; these folds could have detected about {half}" in metrics.verdict(found)
+    half = f"{1.42942 * 50 * np.ptp(found['paired']['ci95']):.1f} points"
+    assert f"out of fold, for the test part lacks labels; these folds would find {half} four times in five" in metrics.verdict(found)
     assert metrics.summary(predictions, unmixed=[("mixed", "fold-1")])["paired"] is None
     alone = metrics.summary(test)
     assert alone["paired"] is None and metrics.verdict(alone) == "No verdict: the test part has no labels and no folds were run"
     some = pd.concat([test, arms([1, 0], [1, 1]).assign(key=["a", "b"] * 2), *folds])
-    assert metrics.judged(some)[0] == "test" and metrics.summary(some)["arms"]["mixed"]["test"]["images"] == 2
+    assert metrics.judged(some)[0] == "cv", "two of six are not the test part that was planned"
+    most = pd.concat([test, arms([1, 0] * 2, [1, 1] * 2).assign(key=list("abcd") * 2), *folds])
+    assert metrics.judged(most)[0] == "test" and metrics.summary(most)["arms"]["mixed"]["test"]["images"] == 4
 
 
 def test_unpaired_images_are_refused():

@@ -122,7 +122,7 @@ def test_a_test_part_without_labels_still_has_a_page(full):
     paired = {**full[0]["paired"], "from": "cv"}
     summary = {**full[0], "arms": arms, "paired": paired, "unlabelled": 40}
     page = html.unescape(render(summary, {}, {"forest": forest(summary)}, {"judged": "cv"})).replace("\u00a0", " ")
-    assert "out of fold, for the test part has no labels" in page and "the 40 without a label included" in page
+    assert "out of fold, for the test part lacks labels" in page and "the 40 without a label included" in page
     assert '<th scope="col" class="n">cross-validation</th>' in page and '<th scope="col" class="n">test</th>' not in page
     nothing = {**summary, "arms": {"real": {**arms["mixed"], "cv": None}}, "paired": None}
     assert "the test part has no labels and no folds were run" in render(nothing, {}, {"forest": forest(nothing)}, {})

@@ -157,6 +157,19 @@ def test_the_copy_in_training_goes_and_is_listed(patients):
     assert not set(images.key[[0, 1, 91, 2]]) & set(splits.key) and len(held_out(splits, "split")) == 30
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_with_a_copy_its_patients_other_films_go(named):
+    """A dog that is one patient in the training part and another in the test part: a drawn split keeps both together, a given one cannot."""
+    images = table(150, images_per_patient=3).sort_values("patient", ignore_index=True).assign(phash=hashes(150))
+    images["split"] = np.where(np.arange(150) < 105, "train", "test")
+    images["origin"] = [f"{i}.png" for i in range(150)]
+    images.loc[0, "phash"] = near(images.phash[149])
+    kept, rejects = drop_copies(images if named else images.assign(patient=None), Split())
+    assert sorted(set(images.key) - set(kept.key)) == sorted(images.key[:3] if named else images.key[:1])
+    if named:
+        assert [reject["file"] for reject in rejects] == ["train/0.png", "train/1.png", "train/2.png"] and images.patient[0] in rejects[1]["reason"]
+
+
 def test_a_clean_split_drops_nothing_and_a_drawn_one_neither():
     images = table(150).assign(phash=hashes(150)).sort_values("key", ignore_index=True)
     for clean in (images.assign(split=["train"] * 100 + ["test"] * 50), images.assign(phash=near(images.phash[0]))):

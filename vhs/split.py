@@ -66,7 +66,8 @@ def make_split(table: pd.DataFrame, settings: Split) -> pd.DataFrame:
 def drop_copies(table: pd.DataFrame, settings: Split) -> tuple[pd.DataFrame, list[dict[str, str]]]:
     """`table` without the images that a given split shows twice, and what was dropped: [{file, reason}].
 
-    Of images that look the same only those in one part stay: test before valid before train.
+    Of images that look the same only those in one part stay: test before valid before train. With a film that goes, its named patient's other films in that
+    part go: that patient may be the other one under a second name.
     """
     if "split" not in table or table["split"].isna().all() or "phash" not in table:
         return table, []
@@ -80,7 +81,13 @@ def drop_copies(table: pd.DataFrame, settings: Split) -> tuple[pd.DataFrame, lis
         apart = distances([images.phash[i]], images.phash[kept].tolist())[0]
         what = f"near-duplicate of {_name(images, kept[apart.argmin()])} ({apart.min()} of 256 bits differ)"
         rejects.append({"file": _name(images, i), "reason": f"{what}, so the {images['split'][i]} copy is dropped"})
-    return images[rank == best].reset_index(drop=True), rejects
+    gone = pd.Series(rank > best)
+    person = images.patient.where(images.patient.notna(), images.key) + "\0" + images["split"].astype(str)
+    others = person.isin(person[gone]) & ~gone
+    for i in np.flatnonzero(others):
+        what = f"of patient {images.patient[i]}, another of whose {images['split'][i]} films is a near-duplicate of one in another part"
+        rejects.append({"file": _name(images, i), "reason": f"{what}: they may be one patient under two names"})
+    return images[~gone & ~others].reset_index(drop=True), rejects
 
 
 def _name(images: pd.DataFrame, i: int) -> str:

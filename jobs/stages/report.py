@@ -66,7 +66,7 @@ def work(config, inputs, output) -> Files:
         generated=counts,
         generators={row["generator"]: {name: row[name] for name in OF_OUTSIDERS} for row in outsiders},
         likeness=likeness,
-        purpose=config.purpose,
+        purpose="descriptive" if inputs.markers("earlier") else config.purpose,
         patients_known=inputs.facts("splits")["patients_known"],
         unmixed=_unmixed(inputs),
     )
@@ -311,6 +311,8 @@ def _notes(config, inputs, part: str, outsiders: list[dict]) -> dict:
             f"The real images of this run are drawn ({config.phantoms.style} phantoms), and the base model was schooled on phantoms of another style: "
             "a gain may be knowledge that leaks from the base."
         )
+    if inputs.markers("earlier"):
+        limits.append("Generated labels were corrected after the held-out images had been judged: whoever did so may have seen how, so this verdict describes.")
     for row in outsiders:
         limits.append(_limit(config, row))
     if rejects:

@@ -47,9 +47,11 @@ def out_of_fold(predictions: pd.DataFrame) -> pd.DataFrame:
 
 
 def judged(predictions: pd.DataFrame) -> tuple[str, pd.DataFrame]:
-    """What the verdict rests on: ("test", the test part's labelled rows), or ("cv", the out-of-fold rows) where the test part has no labels."""
-    tested = of_test_part(predictions)
-    return ("test", tested) if len(tested) else ("cv", out_of_fold(predictions))
+    """What the verdict rests on: ("test", the test part's labelled rows), or ("cv", the out-of-fold rows) where the test part has no labels, or of less than
+    half of its images and folds were run: that is not the test part that was planned."""
+    tested, folds = of_test_part(predictions), out_of_fold(predictions)
+    whole = predictions[(predictions.scope == "split") & (predictions.role == HELD_OUT)]
+    return ("cv", folds) if 2 * tested.key.nunique() < whole.key.nunique() and len(folds) or not len(tested) else ("test", tested)
 
 
 def by_arm(predictions: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:

@@ -16,10 +16,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from vhs.metrics.intervals import LEVEL, accuracy, paired_difference
+from vhs.metrics.intervals import LEVEL, Trainings, accuracy, paired_difference, trainings
 from vhs.metrics.predictions import NO_SEED, UNLABELLED, by_arm
 from vhs.metrics.record import Record
-from vhs.metrics.worth import Level, worth_of
+from vhs.metrics.worth import SETS, Level, worth_of
 from vhs.study import arms_of
 
 PERCENT, POINTS, IMAGES = "percent", "points", "images"  # units of a figure
@@ -53,16 +53,17 @@ def calibration(records: Sequence[Record], pairs: Sequence[str], along: str | No
 
 def dose(records: Sequence[Record], pairs: Sequence[str], along: str | None = None) -> Findings:
     """Accuracy of each arm at each value of `along`, and the pairs' differences."""
-    levels, rows, changes, sentences, left_out = by_level(records, along), [], [], [], []
+    levels, rows, changes, said, left_out = by_level(records, along), [], [], {pair: [] for pair in pairs}, []
     for level, group in levels.items():
         predictions = pool(group)
         rows += [{along: level, "arm": arm, **_accuracy(of_arm)} for arm, of_arm in by_arm(predictions)]
         of_runs, unmixed = differences(group, pairs)
         left_out += unmixed
         for pair in pairs:
-            found = {along: level, "pair": pair, **_difference(_mixed_in(group, pair), pair)}
-            changes.append(found | {"mean over runs": over_runs([row for row in of_runs if row["pair"] == pair])})
-            sentences.append(f"{along} {level}: {pair} {words(found['difference'])} points")
+            found, of_pair = {along: level, "pair": pair, **_difference(_mixed_in(group, pair), pair)}, [row for row in of_runs if row["pair"] == pair]
+            changes.append(found | {"mean over runs": over_runs(of_pair)})
+            said[pair].append(f"{words(_headline(found['difference'], of_pair)[0])} at {level}")
+    sentences = [f"{pair}, points by {along}: {', '.join(of_levels)}" for pair, of_levels in said.items()]
     tables = {"Differences": changes, "Accuracy of every arm": rows}
     return Findings(sentences + left_out, tables, {"along": rows})
 
@@ -74,7 +75,8 @@ def worth(records: Sequence[Record], pairs: Sequence[str], along: str | None = N
     for value, group in by_level(records, along).items():
         images = float(np.mean([record.about["trained"][second]["real"] for record in group]))
         predictions = pool(group)
-        levels.append(Level(value, images, predictions))
+        of_set = {record.name: str({key: said for key, said in record.about["vary"].items() if key != along}) for record in group}
+        levels.append(Level(value, images, predictions.assign(set=predictions.scope.map(of_set))))
         for arm in (first, second):
             points.append({along: value, "real images": images, "arm": arm, **_accuracy(predictions[predictions.arm == arm])})
     mixed = by_run(_mixed_in(records, pairs[0]))
@@ -101,8 +103,9 @@ def pooled(records: Sequence[Record], pairs: Sequence[str], along: str | None = 
         judged = pool(mixed)
         if judged.source.nunique() > 1:
             changes += [{"source": source, "pair": pair, **_paired(of_source, pair)} for source, of_source in judged.groupby("source")]
-        low, high = overall["difference"]["ci95"]
-        sentences.append(f"{pair}: {words(overall['difference'])} points, half-width {50 * (high - low):.1f}, over {overall['images']} images")
+        said, over = _headline(overall["difference"], of_pair)
+        basis = f"{over} runs" if over else f"{overall['images']} images"
+        sentences.append(f"{pair}: {words(said)} points, half-width {50 * np.ptp(said['ci95']):.1f}, over {basis}")
     if any(record.about["scope"] != "split" for record in records):
         sentences.append("folds share training images, which no interval of one cross-validation can account for: these are too narrow by an unknown amount")
     arms = [{"source": "all", "arm": arm, **_accuracy(of_arm)} for arm, of_arm in by_arm(predictions)]
@@ -143,14 +146,17 @@ def _patients(record: Record) -> pd.Series:
 
 
 def differences(records: Sequence[Record], pairs: Sequence[str]) -> tuple[list[dict], list[str]]:
-    """(a row for each run and pair: its difference over all its scopes; a sentence for each pair and run that is left out)."""
-    rows, left_out = [], []
-    for run, group in by_run(records).items():
+    """(a row for each run and pair: its difference over all its scopes; a sentence for each pair and run that is left out). Runs of one scope share what
+    they say of how much trainings differ: two seeds of one run say next to nothing, of twenty runs enough."""
+    rows, left_out, runs = [], [], by_run(records)
+    of_one_scope = [group for group in runs.values() if len(group) == 1]
+    recipes = {pair: trainings([pool(group) for group in of_one_scope if _mixed_in(group, pair)], *arms_of(pair)) for pair in pairs}
+    for run, group in runs.items():
         for pair in pairs:
             if len(_mixed_in(group, pair)) < len(group):
                 left_out.append(f"{run} is left out of {pair}: no generated image could be mixed in, so both arms are one training")
             else:
-                rows.append({"run": run, "pair": pair, **_difference(group, pair)})
+                rows.append({"run": run, "pair": pair, **_paired(pool(group), pair, recipes[pair] if len(group) == 1 else None)})
     return rows, left_out
 
 
@@ -178,6 +184,12 @@ def over_runs(rows: Sequence[dict]) -> dict | None:
     return {"value": float(values.mean()), "ci95": [float(values.mean() - half), float(values.mean() + half)], "unit": POINTS}
 
 
+def _headline(pooled: dict | None, of_runs: Sequence[dict]) -> tuple[dict | None, int]:
+    """(the figure that a sentence gives, the runs it is the mean of, 0 where it is pooled): runs that each have their data, labeller and generator say what
+    another such run would, and the pooled interval speaks of these generators alone."""
+    return (over_runs(of_runs), len(of_runs)) if len(of_runs) >= SETS else (pooled, 0)
+
+
 def words(figure: dict | None) -> str:
     """A figure with its interval, as it is printed: "71.5 [68.8, 74.0]", "+4.2 [1.7, 6.6]"; an end that nobody knows is a dash."""
     if figure is None:
@@ -201,8 +213,8 @@ def _difference(records: Sequence[Record], pair: str) -> dict:
     return _paired(pool(records), pair)
 
 
-def _paired(predictions: pd.DataFrame, pair: str) -> dict:
-    found = paired_difference(predictions, *arms_of(pair))
+def _paired(predictions: pd.DataFrame, pair: str, recipe: Trainings | None = None) -> dict:
+    found = paired_difference(predictions, *arms_of(pair), recipe)
     return {"difference": {"value": found["difference"], "ci95": found["ci95"], "unit": POINTS}, "images": found["images"], "patients": found["patients"]}
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from vhs.arms import PRIMARY, differences
 from vhs.metrics.classification import auroc, calibration_error
-from vhs.metrics.intervals import accuracy, balanced_accuracy, paired_difference
+from vhs.metrics.intervals import POWER, accuracy, balanced_accuracy, paired_difference
 from vhs.metrics.predictions import HELD_OUT, NO_SEED, UNLABELLED, VALIDATION, by_arm, judged, of_test_part, out_of_fold
 
 
@@ -21,7 +21,7 @@ def summary(
 
         {"purpose": "confirmatory" | "descriptive", "patients_known": bool, "unlabelled": test images without a label,
          "arms": {ARM: {"test": FIGURES | None, "validation": FIGURES | None, "cv": {**FIGURES, "folds"} | None, "seeds": [int]}},
-         "paired": {"arms": [first, second], "from": "test" | "cv", "difference", "ci95", "images", "patients", "seeds"} | None,
+         "paired": {"arms": [first, second], "from": "test" | "cv", "difference", "ci95", "images", "patients", "seeds", "from_trainings"} | None,
          "differences": [the same of each of vhs.arms.differences],
          "labeller": {...} | None, "generated": {...} | None, "generators": {NAME: {...}}, "likeness": {...} | None}
 
@@ -61,13 +61,15 @@ def _paired(predictions: pd.DataFrame, unmixed: Collection[tuple[str, str]], pri
     if not set(primary) <= set(rows.arm) or any(arm in primary and scope in set(rows.scope) for arm, scope in unmixed):
         return None
     found = paired_difference(rows, *primary)
-    return {"from": part, **{name: found[name] for name in ("arms", "difference", "ci95", "images", "patients", "seeds")}}
+    return {"from": part, **{name: found[name] for name in ("arms", "difference", "ci95", "images", "patients", "seeds", "from_trainings")}}
 
 
 def verdict(summary: dict) -> str:
-    """One sentence on whether generation helped, read off the interval of the primary comparison."""
+    """One sentence on whether generation helped, read off the interval of the primary comparison. With one seed it only describes: by how much trainings
+    differ is not in the interval, and equal arms would be told apart too often."""
     sentence = _sentence(summary["paired"], judged=any(arm["test"] or arm["cv"] for arm in summary["arms"].values()))
-    return f"Descriptive: {sentence[0].lower()}{sentence[1:]}" if summary["purpose"] == "descriptive" else sentence
+    once = summary["paired"] and summary["paired"].get("seeds") == 1
+    return f"Descriptive: {sentence[0].lower()}{sentence[1:]}" if once or summary["purpose"] == "descriptive" else sentence
 
 
 def _sentence(paired: dict | None, judged: bool) -> str:
@@ -76,10 +78,11 @@ def _sentence(paired: dict | None, judged: bool) -> str:
         return f"No verdict: {why}"
     low, high = (100 * bound for bound in paired["ci95"])
     figures = f"{100 * paired['difference']:+.1f} points [{low:.1f}, {high:.1f}]"
-    where, what = ("", "this test set") if paired["from"] == "test" else (" out of fold, for the test part has no labels", "these folds")
+    where, what = ("", "this test set") if paired["from"] == "test" else (" out of fold, for the test part lacks labels", "these folds")
     once = "; each arm was trained once, and what another training would say is not in it" if paired.get("seeds") == 1 else ""
+    more = "; most of that is how trainings differ: more seeds would tell, not more images" if paired.get("from_trainings", 0) > 0.5 else ""
     if low > 0:
         return f"Generation helped: {figures}{where}{once}"
     if high < 0:
         return f"Generation hurt: {figures}{where}{once}"
-    return f"No difference could be shown: {figures}{where}; {what} could have detected about {(high - low) / 2:.1f} points{once}"
+    return f"No difference could be shown: {figures}{where}; {what} would find {POWER * (high - low) / 2:.1f} points four times in five{more}{once}"

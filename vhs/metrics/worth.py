@@ -4,28 +4,32 @@ The learning curve of the second arm is the monotone least-squares fit to its ac
 images), with straight lines between. The first arm's accuracy at n real images is looked up on it: reached at n + k, generation is worth k. Nothing is
 said beyond the curve's ends: where the first arm lies above its last point, k is more than what is left of it, and is given as no number.
 
-The interval is a percentile bootstrap over patients (Efron & Tibshirani 1993, ch. 13), the same draw of patients for both arms and all levels, with the
-classifiers as they were trained. Draws that lie beyond an end count as beyond: where more than 2.5% do, that end of the interval is open (None).
+The interval leaves out one set after the other, each with its own data, labeller, generator and trainings, the same for both arms and all levels: the
+jackknife's standard error (Efron & Tibshirani 1993, ch. 11) times Student's t. An end is open (None) where it, or the estimate without some set, lies beyond
+the curve. With fewer than SETS sets it is a percentile bootstrap over patients (ch. 13), and speaks of the classifiers as they were trained alone: an end is
+open where more than 2.5% of the draws lie beyond.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from vhs.metrics.intervals import LEVEL
 from vhs.metrics.predictions import owners
 
 DRAWS = 2000
+SETS = 3
 
 
 @dataclass(frozen=True)
 class Level:
-    """A point of the learning curve: how many real `images` were trained on (the mean over runs), and what was predicted then."""
+    """A point of the learning curve: how many real `images` were trained on (the mean over runs), and what was predicted then: rows with their `set`."""
 
     value: float
     images: float
@@ -46,25 +50,46 @@ def worth_of(levels: Sequence[Level], first: str, second: str, draws: int = DRAW
     if len({level.images for level in levels}) < 2:
         raise ValueError("a learning curve needs at least two numbers of real images: vary more values")
     levels = sorted(levels, key=lambda level: level.images)
-    sums, images = _by_patient(levels, (first, second))
     numbers = np.array([level.images for level in levels])
+    sets = set.intersection(*(set(level.predictions["set"]) for level in levels))
+    sums, images = _by_owner(levels, (first, second), (lambda rows: rows["set"]) if len(sets) >= SETS else owners)
     once = _more(sums.sum(0), images.sum(0), numbers)
-    rng, patients = np.random.default_rng(seed), len(images)
-    found = []
+    if len(sets) >= SETS:
+        tails, alone = _jackknife(once, sums, images, numbers), ""
+    else:
+        tails, alone = _bootstrap(sums, images, numbers, draws, np.random.default_rng(seed)), ", for the classifiers as they were trained"
+    return [_said(once[n], tails[:, n], numbers[n], numbers, alone) for n in range(len(levels))]
+
+
+def _jackknife(once: np.ndarray, sums: np.ndarray, images: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """[2, levels], the ends of each level's interval; infinite where open."""
+    sets = len(images)
+    without = np.array([_more(sums.sum(0) - sums[n], images.sum(0) - images[n], numbers) for n in range(sets)])
+    lowest, highest = numbers[0] - numbers, numbers[-1] - numbers
+    inside = np.clip(without, lowest, highest)
+    half = stats.t.ppf((1 + LEVEL) / 2, sets - 1) * np.sqrt((sets - 1) / sets * ((inside - inside.mean(0)) ** 2).sum(0))
+    low, high = np.clip(once, lowest, highest) - half, np.clip(once, lowest, highest) + half
+    low = np.where(np.isneginf(without).any(0) | (low < lowest), -np.inf, low)
+    high = np.where(np.isposinf(without).any(0) | (high > highest), np.inf, high)
+    return np.stack([np.where(np.isposinf(without).all(0), np.inf, low), np.where(np.isneginf(without).all(0), -np.inf, high)])
+
+
+def _bootstrap(sums: np.ndarray, images: np.ndarray, numbers: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """[2, levels], as _jackknife's."""
+    found, patients = [], len(images)
     for _ in range(draws):
         weight = rng.multinomial(patients, np.full(patients, 1 / patients))
         found.append(_more(np.tensordot(weight, sums, 1), weight @ images, numbers))
     tail = round(draws * (1 - LEVEL) / 2)
-    tails = np.sort(found, axis=0)[[tail, -1 - tail]]  # not np.quantile, which cannot count what is infinite
-    return [_said(once[n], tails[:, n], numbers[n], numbers) for n in range(len(levels))]
+    return np.sort(found, axis=0)[[tail, -1 - tail]]  # not np.quantile, which cannot count what is infinite
 
 
-def _by_patient(levels: Sequence[Level], arms: tuple[str, str]) -> tuple[np.ndarray, np.ndarray]:
-    """(right answers [patients, levels, arms], judged images [patients, levels]); an image's answer is the mean over seeds."""
+def _by_owner(levels: Sequence[Level], arms: tuple[str, str], owner: Callable) -> tuple[np.ndarray, np.ndarray]:
+    """(right answers [owners, levels, arms], judged images [owners, levels]); an image's answer is the mean over seeds. `owner` of rows: patient or set."""
     tables = []
     for number, level in enumerate(levels):
         rows = level.predictions
-        by_image = rows.assign(correct=rows.predicted == rows.label, owner=owners(rows)).groupby(["arm", "owner", "key"]).correct.mean()
+        by_image = rows.assign(correct=rows.predicted == rows.label, owner=owner(rows)).groupby(["arm", "owner", "key"]).correct.mean()
         first, second = (by_image[arm].groupby("owner").agg(["sum", "count"]) for arm in arms)
         tables.append(pd.DataFrame({("first", number): first["sum"], ("second", number): second["sum"], ("images", number): first["count"]}))
     whole = pd.concat(tables, axis=1).fillna(0.0)
@@ -94,10 +119,10 @@ def _reached(accuracy: float, curve: np.ndarray, numbers: np.ndarray) -> float:
     return float(numbers[low] + (numbers[high] - numbers[low]) * (accuracy - curve[low]) / (curve[high] - curve[low]))
 
 
-def _said(more: float, tails: np.ndarray, here: float, numbers: np.ndarray) -> Worth:
+def _said(more: float, tails: np.ndarray, here: float, numbers: np.ndarray, alone: str) -> Worth:
     ends = [float(end) if math.isfinite(end) else None for end in tails]
-    low, high = (beyond if end is None else _number(end) for end, beyond in zip(ends, ("below the curve", "beyond the curve")))
-    interval = f"[{low}, {high}]"
+    low, high = (_number(end) if math.isfinite(end) else "beyond the curve" if end > 0 else "below the curve" for end in tails)
+    interval = f"[{low}, {high}]{alone}"
     if math.isfinite(more):
         return Worth(float(more), ends, f"{_number(more, '+')} labelled images {interval}")
     if more > 0:

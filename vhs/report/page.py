@@ -25,7 +25,7 @@ FIGURES = (
     "forest", "labeller", "agreement", "bins", "curves",  # drawn
     "real", "generated", "true", "measured", "rejected", "pairs",  # contact sheets
 )  # fmt: skip
-JUDGED = {"test": "test images", "cv": "out-of-fold images, for the test part has no labels"}
+JUDGED = {"test": "test images", "cv": "out-of-fold images, for the test part lacks labels"}
 
 
 @dataclass(frozen=True)
