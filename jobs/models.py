@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from jobs.config import Config, ConfigError
 from shards.storage import open_storage
 from vhs.settings import Classifier
 
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[0-9a-f]{40})?")
 WEIGHTS = Path(__file__).resolve().parents[1] / "vhs" / "weights"
 
 
@@ -19,12 +21,17 @@ def here(place: str) -> str:
     """`place` for who opens files: what lies at a URL is fetched into this machine's cache (shards/cache.py), once; all else is itself. ConfigError where
     nothing lies there."""
     if "://" not in place:
-        return place
+        return str(Path(place).expanduser()) if place.startswith("~") else place
     root, _, name = place.rstrip("/").rpartition("/")
     try:
         return str(open_storage(root).local(name))
     except (FileNotFoundError, ValueError) as error:
         raise ConfigError(f"{place}: no model lies there ({error})") from None
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a hub can be asked for `name`, org/name or org/name@commit. A path is written otherwise, so that a folder that is missing is nobody's id."""
+    return bool(HUB_ID.fullmatch(name))
 
 
 def base(config: Config) -> str:
@@ -33,6 +40,8 @@ def base(config: Config) -> str:
         return str(WEIGHTS / "base")
     if (folder := Path(here(config.base)).expanduser()).is_dir():
         return str(folder)
+    if not is_hub_id(config.base):
+        raise ConfigError(f"base = {config.base!r} is no folder here: give packaged, a diffusers folder, here or in object storage, or a hub id, org/name")
     if not config.base_revision:
         raise ConfigError(
             f"base = {config.base!r} is no folder here, and as a hub id it needs base_revision, the commit. `vhs fetch CONFIG --to DIR`, where "
@@ -53,6 +62,39 @@ def labeller(config: Config) -> str:
             "data's key points), or to a labeller's folder"
         )
     return str(folder)
+
+
+def check_base(config: Config) -> None:
+    """ConfigError where `config.base` cannot be a diffusers model."""
+    folder = Path(base(config))
+    if folder.is_dir() and not (folder / "model_index.json").is_file():
+        raise ConfigError(f"base = {config.base!r} is no diffusers folder: it has no model_index.json beside unet/, vae/, tokenizer/")
+
+
+def check_labeller(config: Config) -> None:
+    """ConfigError where `labeller.init` is no labeller, or one that measures otherwise than the run does."""
+    settings = config.labeller
+    if settings.init == "scratch":
+        return
+    storage = open_storage(labeller(config) if settings.init == "packaged" else settings.init)
+    if not storage.exists("config.json"):
+        raise ConfigError(
+            f"labeller.init = {settings.init!r} is no labeller's folder, it has no config.json: give packaged, scratch, or a folder that a run or "
+            "vhs pretrain wrote, RUN/labeller/split-…"
+        )
+    said = json.loads(storage.read("config.json"))
+    if (said["view"], said["size_px"]) != (config.view, settings.size_px):
+        raise ConfigError(
+            f"labeller.init = {settings.init!r} measures {said['view']} at {said['size_px']} px, the run wants {config.view} at "
+            f"{settings.size_px} px: set labeller.size_px to {said['size_px']}, or take another labeller or init=scratch"
+        )
+
+
+def check_classifier(config: Config) -> None:
+    """ConfigError where `classifier.weights` are none."""
+    weights = config.classifier.weights
+    if weights not in ("imagenet", "scratch") and not open_storage(weights).exists("model.safetensors"):
+        raise ConfigError(f"classifier.weights = {weights!r} is neither imagenet nor scratch nor a folder with a model.safetensors")
 
 
 def fingerprints(config: Config) -> dict[str, str]:
