@@ -29,19 +29,23 @@ def here(place: str) -> str:
         raise ConfigError(f"{place}: no model lies there ({error})") from None
 
 
-def is_hub_id(name: str) -> bool:
-    """Whether a hub can be asked for `name`, org/name or org/name@commit. A path is written otherwise, so that a folder that is missing is nobody's id."""
-    return bool(HUB_ID.fullmatch(name))
+def check_diffusers(what: str, model: str) -> None:
+    """ConfigError, in the name of `what`, unless `model` is a diffusers folder here, or may be one's id on a hub: other names are not asked for there."""
+    folder = Path(model)
+    if folder.is_dir() and not (folder / "model_index.json").is_file():
+        raise ConfigError(f"{what} = {model!r} is no diffusers folder: it has no model_index.json beside unet/, vae/, tokenizer/")
+    if not folder.is_dir() and not HUB_ID.fullmatch(model):
+        raise ConfigError(f"{what} = {model!r} is no folder here: give packaged, a diffusers folder, or a hub id, which is written org/name")
 
 
 def base(config: Config) -> str:
     """The diffusers folder that `config.base` means, or id@commit for the hub. ConfigError for a hub id that may change under its name."""
     if config.base == "packaged":
         return str(WEIGHTS / "base")
-    if (folder := Path(here(config.base)).expanduser()).is_dir():
+    folder = Path(here(config.base)).expanduser()
+    check_diffusers("base", str(folder))
+    if folder.is_dir():
         return str(folder)
-    if not is_hub_id(config.base):
-        raise ConfigError(f"base = {config.base!r} is no folder here: give packaged, a diffusers folder, here or in object storage, or a hub id, org/name")
     if not config.base_revision:
         raise ConfigError(
             f"base = {config.base!r} is no folder here, and as a hub id it needs base_revision, the commit. `vhs fetch CONFIG --to DIR`, where "
@@ -62,13 +66,6 @@ def labeller(config: Config) -> str:
             "data's key points), or to a labeller's folder"
         )
     return str(folder)
-
-
-def check_base(config: Config) -> None:
-    """ConfigError where `config.base` cannot be a diffusers model."""
-    folder = Path(base(config))
-    if folder.is_dir() and not (folder / "model_index.json").is_file():
-        raise ConfigError(f"base = {config.base!r} is no diffusers folder: it has no model_index.json beside unet/, vae/, tokenizer/")
 
 
 def check_labeller(config: Config) -> None:

@@ -130,7 +130,7 @@ def _architecture(config: Config) -> Iterator[str]:
 def _weights(config: Config) -> Iterator[str]:
     """Models that lie in folders."""
     yield from _said(models.check_labeller, config)
-    yield from _said(models.check_base, config)
+    yield from _said(models.base, config)
     yield from _said(models.check_classifier, config)
     if (file := config.report.inception) and "://" not in file and not Path(file).is_file():
         yield f"report.inception = {file!r} is no file: give pytorch-fid's pt_inception-2015-12-05-6726825d.pth, or null"
