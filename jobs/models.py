@@ -42,10 +42,10 @@ def base(config: Config) -> str:
     """The diffusers folder that `config.base` means, or id@commit for the hub. ConfigError for a hub id that may change under its name."""
     if config.base == "packaged":
         return str(WEIGHTS / "base")
-    folder = Path(here(config.base)).expanduser()
-    check_diffusers("base", str(folder))
-    if folder.is_dir():
-        return str(folder)
+    place = here(config.base)
+    check_diffusers("base", place)
+    if Path(place).is_dir():
+        return place
     if not config.base_revision:
         raise ConfigError(
             f"base = {config.base!r} is no folder here, and as a hub id it needs base_revision, the commit. `vhs fetch CONFIG --to DIR`, where "

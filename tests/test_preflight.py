@@ -54,6 +54,7 @@ def test_what_can_be_used_is_let_pass(tmp_path):
         ("classifier.model=resnet18.nope", "no weights of that tag; it has resnet18.a1_in1k"),
         ("labeller.size_px=96", "measures canine_lateral at 128 px, the run wants canine_lateral at 96 px"),
         ("base=nosuch", "'nosuch' is no folder here"),
+        ("base=./org/name", "'./org/name' is no folder here"),
         ("base=org/name", "needs base_revision"),
         ("base=configs", "no model_index.json"),
         ("report.inception=/nope.pth", "is no file"),
