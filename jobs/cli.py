@@ -61,10 +61,9 @@ def run(
     Before days of work: vhs run paper --dry-run --calibrate runs/mine --gpus 8,64,512
     """
     from jobs import config as configuration
-    from jobs import overview, plan
+    from jobs import overview, plan, preflight
     from jobs.data import is_here, open_data
     from jobs.dry_run import dry_run as dry_run_of
-    from shards.storage import open_storage
 
     settings = configuration.load(config, overrides or [])
     if gpus and not dry_run:
@@ -73,15 +72,16 @@ def run(
         raise configuration.ConfigError(f"--scope {scope}: a dry run plans every scope; leave one of the two out")
     cluster = elsewhere.site(on, cluster)
     out = out or f"runs/{settings.name}"
-    data_away = dry_run and not is_here(settings.data)
-    if settings.data != "phantoms" and not data_away and not open_storage(out).exists("plan.json"):  # later the data may be away
-        console.print(f"data: {open_data(settings.data).layout()}", markup=False, soft_wrap=True)
-    if dry_run:
-        return dry_run_of(settings, out, calibrate, gpus)
-    world.set_environment(settings.threads)
     if reuse:
         plan.read_plan(reuse)
-    opened = plan.start(settings, out)
+    world.set_environment(settings.threads)
+    opened = plan.Run(out, settings, read_only=dry_run)
+    if settings.data != "phantoms" and is_here(settings.data) and "plan.json" not in opened.names:  # later the data may be away
+        console.print(f"data: {open_data(settings.data).layout()}", markup=False, soft_wrap=True)
+    preflight.refuse(opened, preflight.Place(on, cluster, planned=dry_run, gpus=bool(gpus)), scope)
+    if dry_run:
+        return dry_run_of(opened, calibrate, gpus)
+    opened = plan.start(settings, out, opened)
     opened.only_scope = scope
     elsewhere.remember(opened, on, cluster)
     if on != "slurm":

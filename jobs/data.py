@@ -16,7 +16,8 @@ from jobs.config import PHANTOMS
 from shards.storage import Storage, open_storage
 from vhs import sources
 from vhs.measure import View
-from vhs.sources import Source, SourceError
+from vhs.sources import SUFFIXES, Source, SourceError
+from vhs.sources.source import UNREAD
 
 FILE_BYTES = 1 << 29  # of an image; 100 million pixels of 16 bits have 200 MB
 AT_ONCE = 8  # files on their way
@@ -110,6 +111,11 @@ def open_data(data: str) -> Data:
     if not is_here(data):
         raise SourceError(f"data = {data!r} does not exist: give a folder, a CSV, shards, s3://bucket/folder, or the word phantoms")
     root, _, name = place(data).rstrip("/").rpartition("/")
+    if name.lower().endswith((*SUFFIXES, *UNREAD)) and ("://" in data or Path(place(data)).is_file()):
+        raise SourceError(
+            f"data = {data!r} is a single image: give the folder that holds it and the others, with class folders, a CSV or a label file for each. "
+            "vhs predict measures files one by one"
+        )
     whole = open_storage(place(data))
     if name.lower().endswith((".csv", ".tar", ".txt")) or ("://" not in data and not Path(place(data)).is_dir()):
         return Data(open_storage(root), name)

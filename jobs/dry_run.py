@@ -5,24 +5,22 @@ from __future__ import annotations
 from rich.console import Console
 
 from jobs import forecast, plan
-from jobs.config import Config, ConfigError
+from jobs.config import ConfigError
 from jobs.console import console
 from jobs.display import plan_table, scaling_table
 from jobs.drive import frontier
-from shards.storage import open_storage
 
 
-def dry_run(settings: Config, out: str, calibrate: str | None, gpus: str | None):
-    """Say what `settings` would do in the folder `out`. `calibrate`: a run to take rates from; `gpus`: numbers of them, with commas between."""
-    counts = _counts(gpus) if gpus is not None else []
+def dry_run(opened: plan.Run, calibrate: str | None, gpus: str | None):
+    """Say what `opened`, read only, would do. `calibrate`: a run to take rates from; `gpus`: numbers of them, with commas between."""
+    settings, out, counts = opened.config, opened.url, _counts(gpus) if gpus is not None else []
     if counts and settings.execution.device == "auto":  # asked on a login node, meant for where GPUs are
         settings = settings.model_copy(update={"execution": settings.execution.model_copy(update={"device": "cuda"})})
     console.print(
         f"{settings.name}: {settings.view} at {settings.resolution} px, arms {', '.join(settings.arms)}, seeds {', '.join(map(str, settings.seeds))}, "
         f"{settings.split.folds or 'no'} folds -> {out}"
     )
-    opened = plan.Run(out, settings, read_only=True)
-    begun = open_storage(out).exists("plan.json")
+    begun = "plan.json" in opened.names
     if begun:
         plan.check(settings, out)
         left = frontier(opened)

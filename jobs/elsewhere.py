@@ -53,15 +53,17 @@ def retry(run: RunArgument, unit: UnitArgument = None):
 
     Example: vhs retry runs/mine generated/split/small/00003
     """
+    from jobs import preflight
     from jobs.status import failed
 
     opened = _open(run)
     chosen = [failure for failure in failed(opened) if unit is None or failure.unit.startswith(unit)]
     if unit and not chosen:
         raise PlanError(f"{run}: no unit that failed has a name that begins with {unit}; vhs status {run} lists them")
+    begun = _begun(opened)
+    preflight.refuse_place(begun["on"], begun["cluster"])
     for failure in chosen:
         failures.forget(opened.storage, failure.identity)
-    begun = json.loads(opened.storage.read(STARTED)) if opened.storage.exists(STARTED) else {"on": "local", "cluster": None}
     world.set_environment(opened.config.threads)
     if begun["on"] == "slurm":
         on_slurm(opened, begun["cluster"], detach=True)
@@ -75,9 +77,14 @@ def cancel(run: RunArgument):
 
     Example: vhs cancel runs/mine
     """
-    from jobs import chain
+    from jobs import chain, scheduler
 
-    console.print(f"{chain.cancel(_open(run))} job arrays of {run} cancelled", soft_wrap=True)
+    opened = _open(run)
+    if absent := scheduler.absent():
+        on = _begun(opened)["on"]
+        other = f" It was last started --on {on}: what runs there ends with its own command, by Ctrl-C." if on != "slurm" else ""
+        raise PlanError(f"{run}: its jobs cannot be taken back, {absent}.{other}")
+    console.print(f"{chain.cancel(opened)} job arrays of {run} cancelled", soft_wrap=True)
 
 
 @app.command()
@@ -121,6 +128,11 @@ def _open(run: str):
     from jobs import plan
 
     return plan.reopen(run)
+
+
+def _begun(opened) -> dict:
+    """On what the run was last started, and at which site."""
+    return json.loads(opened.storage.read(STARTED)) if opened.storage.exists(STARTED) else {"on": "local", "cluster": None}
 
 
 def remember(opened, on: str, cluster: str | None):

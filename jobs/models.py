@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from jobs.config import Config, ConfigError
 from shards.storage import open_storage
 from vhs.settings import Classifier
 
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[0-9a-f]{40})?")
 WEIGHTS = Path(__file__).resolve().parents[1] / "vhs" / "weights"
 
 
@@ -19,7 +21,7 @@ def here(place: str) -> str:
     """`place` for who opens files: what lies at a URL is fetched into this machine's cache (shards/cache.py), once; all else is itself. ConfigError where
     nothing lies there."""
     if "://" not in place:
-        return place
+        return str(Path(place).expanduser()) if place.startswith("~") else place
     root, _, name = place.rstrip("/").rpartition("/")
     try:
         return str(open_storage(root).local(name))
@@ -27,12 +29,23 @@ def here(place: str) -> str:
         raise ConfigError(f"{place}: no model lies there ({error})") from None
 
 
+def check_diffusers(what: str, model: str) -> None:
+    """ConfigError, in the name of `what`, unless `model` is a diffusers folder here, or may be one's id on a hub: other names are not asked for there."""
+    folder = Path(model)
+    if folder.is_dir() and not (folder / "model_index.json").is_file():
+        raise ConfigError(f"{what} = {model!r} is no diffusers folder: it has no model_index.json beside unet/, vae/, tokenizer/")
+    if not folder.is_dir() and not HUB_ID.fullmatch(model):
+        raise ConfigError(f"{what} = {model!r} is no folder here: give packaged, a diffusers folder, or a hub id, which is written org/name")
+
+
 def base(config: Config) -> str:
     """The diffusers folder that `config.base` means, or id@commit for the hub. ConfigError for a hub id that may change under its name."""
     if config.base == "packaged":
         return str(WEIGHTS / "base")
-    if (folder := Path(here(config.base)).expanduser()).is_dir():
-        return str(folder)
+    place = here(config.base)
+    check_diffusers("base", place)
+    if Path(place).is_dir():
+        return place
     if not config.base_revision:
         raise ConfigError(
             f"base = {config.base!r} is no folder here, and as a hub id it needs base_revision, the commit. `vhs fetch CONFIG --to DIR`, where "
@@ -53,6 +66,32 @@ def labeller(config: Config) -> str:
             "data's key points), or to a labeller's folder"
         )
     return str(folder)
+
+
+def check_labeller(config: Config) -> None:
+    """ConfigError where `labeller.init` is no labeller, or one that measures otherwise than the run does."""
+    settings = config.labeller
+    if settings.init == "scratch":
+        return
+    storage = open_storage(labeller(config) if settings.init == "packaged" else settings.init)
+    if not storage.exists("config.json"):
+        raise ConfigError(
+            f"labeller.init = {settings.init!r} is no labeller's folder, it has no config.json: give packaged, scratch, or a folder that a run or "
+            "vhs pretrain wrote, RUN/labeller/split-…"
+        )
+    said = json.loads(storage.read("config.json"))
+    if (said["view"], said["size_px"]) != (config.view, settings.size_px):
+        raise ConfigError(
+            f"labeller.init = {settings.init!r} measures {said['view']} at {said['size_px']} px, the run wants {config.view} at "
+            f"{settings.size_px} px: set labeller.size_px to {said['size_px']}, or take another labeller or init=scratch"
+        )
+
+
+def check_classifier(config: Config) -> None:
+    """ConfigError where `classifier.weights` are none."""
+    weights = config.classifier.weights
+    if weights not in ("imagenet", "scratch") and not open_storage(weights).exists("model.safetensors"):
+        raise ConfigError(f"classifier.weights = {weights!r} is neither imagenet nor scratch nor a folder with a model.safetensors")
 
 
 def fingerprints(config: Config) -> dict[str, str]:

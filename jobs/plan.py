@@ -178,11 +178,14 @@ class Run:
         return json.loads(self.storage.read(path))
 
 
-def start(config: Config, out: str) -> Run:
-    """Open the run at `out`, freezing `config` as its plan if it is new. PlanError when the science differs from the frozen plan's."""
+def start(config: Config, out: str, opened: Run | None = None) -> Run:
+    """Open the run at `out`, freezing `config` as its plan if it is new. PlanError when the science differs from the frozen plan's.
+
+    `opened`: this very run, where its data have been looked at already.
+    """
     from jobs import outside
 
-    run, found = Run(out, config), {}
+    run, found = opened or Run(out, config), {}
     if "plan.json" not in run.names:
         found = outside.lists(run)
         plan = {

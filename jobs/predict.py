@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from jobs import models, plan
+from jobs.config import ConfigError
 from jobs.data import read_file
 from shards.sample import sample_key
 from shards.storage import open_storage
@@ -19,6 +20,7 @@ from vhs.contained import Contained, Died
 from vhs.labelling import Labeller
 from vhs.measure import CLASSES, VIEWS, View
 from vhs.radiograph import Letterbox, Unreadable, decode
+from vhs.sources import SUFFIXES
 from vhs.verdict import Measurement, plausible
 
 CHUNK = 16  # files in memory at once
@@ -50,6 +52,20 @@ def open_labeller(model: str) -> Labeller:
     if not open_storage(model).exists("config.json"):
         raise ValueError(f"no model {model!r}: give {', '.join(VIEWS)}, a labeller's folder, or a run")
     return Labeller.load(Path(models.here(model)))
+
+
+def listed(files: list[str]) -> list[str]:
+    """`files`, and in place of each folder of this machine the images in it, however deep, sorted. ConfigError for a folder without one."""
+    found = []
+    for file in files:
+        if not Path(file).is_dir():
+            found.append(file)
+            continue
+        inside = [name for name in open_storage(file).list() if name.lower().endswith(SUFFIXES) and not Path(name).name.startswith(".")]
+        if not inside:
+            raise ConfigError(f"{file} is a folder without an image: {' '.join(SUFFIXES)} are looked for")
+        found += [str(Path(file) / name) for name in inside]
+    return found
 
 
 def predict(labeller: Labeller, files: list[str], passes: int = 8, overlays: Path | None = None) -> Iterator[Prediction]:

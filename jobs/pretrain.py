@@ -193,9 +193,12 @@ def _agreement(labeller, view: str, drawn: list[np.ndarray]) -> dict:
 def pretrain(config_file: str, out: Path, init: str | None = None, overrides: Sequence[str] = ()) -> dict:
     """Trains every stage, writes the diffusers folder OUT in half precision and returns the figures.
 
-    init: None (fresh weights), "packaged", or a diffusers folder of the same architecture. Raises ConfigError when OUT was begun otherwise.
+    init: None (fresh weights), "packaged", or a diffusers folder (or its hub id) of the same architecture. Raises ConfigError for any other, and when OUT
+    was begun otherwise.
     """
     settings = config.read(str(config_file), list(overrides), Pretraining)
+    if init not in (None, "packaged"):
+        models.check_diffusers("--init", init)
     out = Path(out)
     (out / "training").mkdir(parents=True, exist_ok=True)
     begun, mine = out / "training" / "settings.json", {"init": init, **settings.model_dump(mode="json")}

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import getpass
 import os
+import shutil
 import subprocess
+
+COMMANDS = ("sbatch", "squeue", "scancel")
 
 
 def ask(*command: str, **environment: str) -> str:
@@ -17,6 +21,17 @@ def ask(*command: str, **environment: str) -> str:
     if done.returncode:
         raise RuntimeError(f"{command[0]}: {(done.stderr.strip() or str(done.returncode)).splitlines()[-1]}")
     return done.stdout
+
+
+def absent() -> str:
+    """Why no job can be handed to SLURM, or taken from it, on this machine, and what to do; "" where it can."""
+    if missing := [command for command in COMMANDS if not shutil.which(command)]:
+        return f"no {', '.join(missing)} here: give the command on a machine that submits to SLURM (a login node; some want `module load slurm` first)"
+    try:
+        ask("squeue", "--noheader", "--user", getpass.getuser(), "--format", "%i")
+    except RuntimeError as error:
+        return f"SLURM's commands are here, and no SLURM answers them ({error}): see `scontrol ping` and SLURM_CONF, or give the command on a login node"
+    return ""
 
 
 def minutes(limit: str) -> int | None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
-from jobs import elsewhere, world
+from jobs import elsewhere, outputs, world
 from jobs.console import console, drive
 from vhs.measure import VIEWS
 
@@ -30,9 +30,9 @@ def predict(
         str,
         typer.Argument(metavar="MODEL", help=f"{' or '.join(VIEWS)} (the labeller that comes with vhs), a labeller's folder, or a run; here or at s3://…."),
     ],
-    files: Annotated[list[str], typer.Argument(metavar="FILES...", help="PNG, JPEG, TIFF or DICOM, here or s3://bucket/name.")],
-    out: Annotated[Path, typer.Option(help="The table to write.")] = Path("predictions.csv"),
-    overlay: Annotated[Optional[Path], typer.Option(help="A folder for pictures of the measurements.")] = None,
+    files: Annotated[list[str], typer.Argument(metavar="FILES...", help="PNG, JPEG, TIFF or DICOM, or folders of them; files also at s3://bucket/name.")],
+    out: Annotated[Path, typer.Option(callback=outputs.file_option, help="The table to write.")] = Path("predictions.csv"),
+    overlay: Annotated[Optional[Path], typer.Option(callback=outputs.folder_option, help="A folder for pictures of the measurements.")] = None,
 ):
     """Measure radiographs: key points, VHS or CTR, class, spread. Research use, not for diagnosis.
 
@@ -41,11 +41,12 @@ def predict(
     world.set_environment(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     from jobs import predict as prediction
 
+    wanted = prediction.listed(files)
     labeller, found = prediction.open_labeller(model), []
-    for item in prediction.predict(labeller, files, overlays=overlay):
+    for item in prediction.predict(labeller, wanted, overlays=overlay):
         found.append(item)
         console.print(f"{item.file}: {prediction.caption(item, labeller.view)}", soft_wrap=True, markup=False)
-    out.write_text(prediction.as_csv(found, labeller.view))
+    outputs.write(out, prediction.as_csv(found, labeller.view))
     console.print(f"{out}" + (f", pictures in {overlay}" if overlay else ""), markup=False)
     raise typer.Exit(0 if any(item.points is not None for item in found) else 1)
 
@@ -100,7 +101,7 @@ def ingest(
 @app.command()
 def init(
     data: Annotated[str, typer.Argument(metavar="DATA", help="A data folder, a CSV, or shards; here or at s3://bucket/folder.")],
-    out: Annotated[Path, typer.Option(help="The configuration to write.")] = Path("config.yaml"),
+    out: Annotated[Path, typer.Option(callback=outputs.file_option, help="The configuration to write.")] = Path("config.yaml"),
     view: Annotated[Optional[str], typer.Option(help="canine_lateral or human_frontal, where the key points do not tell.")] = None,
 ):
     """Look a data folder over, say what is in it, and write a configuration for it; `vhs run config.yaml` takes it.
@@ -115,14 +116,14 @@ def init(
     found = beginning.survey(data, view)
     for line in beginning.describe(found):
         console.print(escape(line), soft_wrap=True, highlight=False)
-    out.write_text(beginning.config(found, out.stem))
+    outputs.write(out, beginning.config(found, out.stem))
     console.print(f"{out}: vhs run {out} --dry-run says what it would take", markup=False, soft_wrap=True)
 
 
 @app.command()
 def fetch(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="paper, one_gpu, or a YAML file: whose models are wanted.")],
-    to: Annotated[Path, typer.Option(help="The folder to keep them in.")],
+    to: Annotated[Path, typer.Option(callback=outputs.folder_option, help="The folder to keep them in.")],
     overrides: Overrides = None,
 ):
     """Download the models a config names, once, with sha256, where there is a network; says what to set to use them.
@@ -161,8 +162,8 @@ def cluster_env(
 def pretrain(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="base, which comes with vhs, or a YAML file like it.")],
     overrides: Overrides = None,
-    out: Annotated[Path, typer.Option(help="The diffusers folder to write.")] = Path("runs/base"),
-    init: Annotated[Optional[str], typer.Option(help="packaged, or a diffusers folder to continue from.")] = None,
+    out: Annotated[Path, typer.Option(callback=outputs.folder_option, help="The diffusers folder to write.")] = Path("runs/base"),
+    init: Annotated[Optional[str], typer.Option(help="packaged, or a diffusers folder or hub id (org/name) to continue from.")] = None,
 ):
     """Train the small embedded base model on drawn radiographs (hours; the same command resumes).
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from vhs.measure import CLASSES
 from vhs.settings import Split
-from vhs.split import counts, drop_copies, held_out, inner, make_split, patients_known, scopes, training
+from vhs.split import check, counts, drop_copies, held_out, inner, make_split, patients_known, scopes, training
 
 
 def table(n: int, seed: int = 0, images_per_patient: int = 1, sources: int = 2, patients: bool = True) -> pd.DataFrame:
@@ -266,3 +266,31 @@ def test_learnt_at_one_clinic_judged_at_another():
     straddling = images.assign(patient=["dog"] * 2 + [f"dog {n}" for n in range(198)], source=["clinic 0", "clinic 1"] * 100)
     with pytest.raises(ValueError, match="on both sides, 'dog' first"):
         make_split(straddling, Split(test_sources=("clinic 1",)))
+
+
+@few
+@given(st.integers(12, 80), st.integers(0, 10**6), st.integers(1, 3), st.sampled_from([0, 2, 5, 9]), st.booleans())
+def test_who_is_split_was_not_refused_before(n, seed, images_per_patient, folds, given_split):
+    """`check` sees no pixels and draws nothing, and is never stricter than the draw, whatever images turn out to be copies."""
+    rng = np.random.default_rng(seed)
+    images = table(n, seed, images_per_patient, sources=1)
+    if given_split:
+        images["split"] = np.where(rng.random(n) < 0.3, "test", "train")
+        images["patient"] = None
+    hashes = [f"{word:064x}" for word in rng.integers(0, 2**62, size=n)]
+    copied = rng.integers(0, n, size=n // 8)
+    hashed = images.assign(phash=[hashes[k] for k in np.where(np.isin(np.arange(n), copied), 0, np.arange(n))])
+    chosen = Split(seed=seed, folds=folds, duplicate_bits=0)
+    try:
+        make_split(drop_copies(hashed, chosen)[0], chosen)
+    except ValueError:
+        return
+    check(images, chosen)
+
+
+def test_folds_that_no_draw_can_fill_are_refused_without_a_look():
+    images = table(60, patients=False, sources=1).assign(label=[0] * 8 + [1] * 26 + [2] * 26)
+    check(images, Split(folds=6))  # a quarter of 8 is 2: 6 are left for the folds
+    for many in (check, make_split):
+        with pytest.raises(ValueError, match="class small has 6 patients to share among 7 folds"):
+            many(images, Split(folds=7))

@@ -5,6 +5,7 @@ Both take grey images [B, 1, S, S] with values 0..1 and normalise them themselve
 
 from __future__ import annotations
 
+import difflib
 import importlib.resources
 import importlib.util
 import itertools
@@ -101,6 +102,16 @@ class Classifier(nn.Module):
         return self
 
 
+def check_known(name: str) -> None:
+    """ValueError unless timm has the model `name`, and the weights of its tag where it has one."""
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), 3) or timm.list_models("*efficientnet*")[:3]
+        raise ValueError(f"classifier.model = {name!r}: timm {timm.__version__} has no such model; it has {', '.join(near)} … (timm.list_models())")
+    if "." in name and name not in timm.list_pretrained(f"{name.partition('.')[0]}.*"):
+        tags = ", ".join(timm.list_pretrained(f"{name.partition('.')[0]}.*"))
+        raise ValueError(f"classifier.model = {name!r}: timm {timm.__version__} has no weights of that tag; it has {tags or 'none of this model'}")
+
+
 def build_classifier(choice: settings.Classifier, seed: int = 0) -> Classifier:
     """The classifier that `choice` describes. Same `seed`, same initial weights; the global generator is left as it was.
 
@@ -108,8 +119,7 @@ def build_classifier(choice: settings.Classifier, seed: int = 0) -> Classifier:
     without weights, a side the model cannot take, a head that cannot be deepened and more stages than the model has, RuntimeError when
     ImageNet weights cannot be had.
     """
-    if not timm.is_model(choice.model):
-        raise ValueError(f"timm {timm.__version__} has no model {choice.model!r}: see timm.list_models('*efficientnet*')")
+    check_known(choice.model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:

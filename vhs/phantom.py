@@ -49,6 +49,15 @@ def _draw_index(view: str, rng, prior) -> float:
     return float(begin + (end - begin) * np.clip(share, 1e-3, 1 - 1e-3))  # off the edges, where rounding to float32 could change the class
 
 
+def _stream(view: str, style: str, seed: int, k: int) -> np.random.Generator:
+    return np.random.default_rng([seed, list(VIEWS).index(view), STYLES.index(style), k])
+
+
+def drawn_index(view: str, style: str, seed: int, prior: Sequence[float] = EVEN) -> float:
+    """The index that `draw` draws where it is given none, without the image."""
+    return _draw_index(view, _stream(view, style, seed, 0), prior)
+
+
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """OpenCV without threads: results and speed do not depend on the machine's cores."""
@@ -69,9 +78,9 @@ def draw(view: str, style: str, seed: int, *, size_px: int = 128, index: float |
     least, most = RANGES[view]
     if index is not None and not least <= index <= most:
         raise ValueError(f"{VIEWS[view].index} of a {view} phantom lies between {least} and {most}, got {index}")
-    number, anatomy, film, noise = (np.random.default_rng([seed, list(VIEWS).index(view), STYLES.index(style), k]) for k in range(4))
+    anatomy, film, noise = (_stream(view, style, seed, k) for k in (1, 2, 3))
     if index is None:
-        index = _draw_index(view, number, prior)
+        index = drawn_index(view, style, seed, prior)
     canvas = Canvas(size_px)
     with _one_thread():
         attenuation, inside, points = ANATOMY[view](canvas, anatomy, index, style)

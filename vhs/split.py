@@ -63,6 +63,26 @@ def make_split(table: pd.DataFrame, settings: Split) -> pd.DataFrame:
     return images.drop(columns=["split", "phash", "group"], errors="ignore")
 
 
+def check(table: pd.DataFrame, settings: Split) -> None:
+    """ValueError where no split of the images in `table` (as make_split's) can be made, told before any is looked at.
+
+    Images that turn out to be damaged, or copies, leave fewer patients still: whom `make_split` takes, this takes too.
+    """
+    images = _grouped(_checked(table, settings), settings)
+    owners = images.drop_duplicates(["group", "label"])  # a patient is counted in one class: no class has more
+    if settings.test_sources:
+        owners = owners[_part_of_sources(images, settings.test_sources)[owners.index] == "train"]
+    elif "split" in images:
+        owners = images[images["split"] != "test"].drop_duplicates(["group", "label"])
+    else:
+        _enough(owners, 2, "a training and a test part")
+        if images.group.is_unique:  # a test part takes its share of every stratum, rounded up or down
+            stratum = owners.groupby(["label", "source"]).key
+            owners = owners[stratum.cumcount() >= np.floor(settings.test_fraction * stratum.transform("size") + 1e-9)]  # as _deal rounds
+    if settings.folds:
+        _enough(owners, settings.folds, f"{settings.folds} folds")
+
+
 def drop_copies(table: pd.DataFrame, settings: Split) -> tuple[pd.DataFrame, list[dict[str, str]]]:
     """`table` without the images that a given split shows twice, and what was dropped: [{file, reason}].
 

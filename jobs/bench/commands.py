@@ -12,7 +12,11 @@ import typer
 from rich.console import Console
 from rich.table import Table as Grid
 
-from jobs import world
+from jobs import outputs, world
+
+JsonFile = Annotated[
+    Optional[Path], typer.Option("--json", metavar="FILE", callback=outputs.file_option, help="Write the figures there too.")
+]
 
 app = typer.Typer(no_args_is_help=True, help="This project's hot paths beside the libraries it could have used: ratios from one run. Minutes.")
 
@@ -22,7 +26,7 @@ def write(
     images: Annotated[int, typer.Option(min=1)] = 96,
     repeats: Annotated[int, typer.Option(min=1, help="Medians are taken over these.")] = 5,
     size_px: Annotated[int, typer.Option("--size", min=64, help="Pixels a side.")] = 512,
-    json_file: Annotated[Optional[Path], typer.Option("--json", metavar="FILE", help="Write the figures there too.")] = None,
+    json_file: JsonFile = None,
 ):
     """Images into shards: our PNG encoder and tar writer beside webdataset's.
 
@@ -43,7 +47,7 @@ def generate(
     batch: Annotated[int, typer.Option(min=1)] = 8,
     steps: Annotated[int, typer.Option(min=1, help="Of DPM-Solver++; PNDM takes the study's 50.")] = 20,
     size_px: Annotated[int, typer.Option("--size", min=32, help="Pixels a side.")] = 128,
-    json_file: Annotated[Optional[Path], typer.Option("--json", metavar="FILE", help="Write the figures there too.")] = None,
+    json_file: JsonFile = None,
 ):
     """Drawing images: our sampler beside diffusers' pipeline and beside the bare networks.
 
@@ -62,7 +66,7 @@ def stream(
     images: Annotated[int, typer.Option(min=1)] = 2048,
     repeats: Annotated[int, typer.Option(min=1, help="Medians are taken over these.")] = 5,
     size_px: Annotated[int, typer.Option("--size", min=32, help="Pixels a side.")] = 224,
-    json_file: Annotated[Optional[Path], typer.Option("--json", metavar="FILE", help="Write the figures there too.")] = None,
+    json_file: JsonFile = None,
 ):
     """Images out of shards, from this disk and from an object store: our reader beside webdataset's and mosaicml-streaming's. On this machine's first core.
 
@@ -80,7 +84,7 @@ def dispatch(
     repeats: Annotated[int, typer.Option(min=1, help="Medians are taken over these.")] = 3,
     shards: Annotated[int, typer.Option(min=10, help="Of the run whose restart is timed.")] = 10_000,
     scratch: Annotated[Optional[str], typer.Option(metavar="DIR", help="On the file system to be measured.")] = None,
-    json_file: Annotated[Optional[Path], typer.Option("--json", metavar="FILE", help="Write the figures there too.")] = None,
+    json_file: JsonFile = None,
 ):
     """Handing out work: our claims beside bare submitit and bare Ray; a restart's decision; an array's submission, where SLURM is.
 
@@ -95,7 +99,7 @@ def dispatch(
         took = "not measured" if timing.seconds is None else f"{timing.seconds:.2f} s"
         Console().print(f"{timing.what}: {took}, {timing.note}", soft_wrap=True, highlight=False)
     if json_file:
-        json_file.write_text(json.dumps(found.as_dict(), indent=1) + "\n")
+        outputs.write(json_file, json.dumps(found.as_dict(), indent=1) + "\n")
 
 
 @app.command("scaling")
@@ -105,7 +109,7 @@ def scaling(
     workers: Annotated[str, typer.Option(help="Numbers of workers, the first is the measure of the others.")] = "1,8",
     seconds: Annotated[float, typer.Option(min=0.1, help="A unit sleeps.")] = 30.0,
     cluster: Annotated[Optional[str], typer.Option("--cluster", metavar="NAME", help="The site, with --on slurm. Default: $VHS_CLUSTER.")] = None,
-    json_file: Annotated[Optional[Path], typer.Option("--json", metavar="FILE", help="Write the figures there too.")] = None,
+    json_file: JsonFile = None,
 ):
     """Units that sleep, on one worker and on more: what handing out work loses as workers are added. Start-up is shown apart.
 
@@ -128,7 +132,7 @@ def scaling(
             f"the first row's pace a worker; after {row.start_s:.1f} s all were there", soft_wrap=True, highlight=False,
         )  # fmt: skip
     if json_file:
-        json_file.write_text(json.dumps(rows, indent=1) + "\n")
+        outputs.write(json_file, json.dumps(rows, indent=1) + "\n")
 
 
 def _show(result, json_file: Path | None):
@@ -140,4 +144,4 @@ def _show(result, json_file: Path | None):
         grid.add_row(row.name, *figures, *([str(row.bytes_per_image or "")] if result.what == "write" else []))
     Console().print(grid)
     if json_file:
-        json_file.write_text(json.dumps(result.as_dict(), indent=1) + "\n")
+        outputs.write(json_file, json.dumps(result.as_dict(), indent=1) + "\n")

@@ -18,7 +18,7 @@ from uuid import uuid4
 import numpy as np
 
 from jobs.bench.race import Result, Row, race, rows
-from shards.storage import Storage, open_storage
+from shards.storage import OBJECTS, Storage, open_storage
 
 BATCH, ROOMY = 32, "1000"  # images; GB of cache, more than there will be
 STREAMING = "not installed: pip install --no-deps mosaicml-streaming; pip install boto3 brotli catalogue cramjam python-snappy xxhash zstd"
@@ -27,7 +27,10 @@ STREAMING = "not installed: pip install --no-deps mosaicml-streaming; pip instal
 def stream(url: str, images: int = 2048, repeats: int = 5, size_px: int = 224, shard_images: int = 256) -> Result:
     """`url`: a place in an object store, s3://bucket/prefix; what is written there goes again."""
     from jobs import world
+    from jobs.config import ConfigError
 
+    if url.partition("://")[0] not in OBJECTS:
+        raise ConfigError(f"--url {url}: a place in an object store, such as s3://bucket/scratch; what lies on this disk is measured beside it anyway")
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # one core for all that reads: the server, if it is here, is to have another
     with tempfile.TemporaryDirectory() as scratch, _set(VHS_CACHE_DIR=f"{scratch}/vhs", VHS_CACHE_GB=ROOMY):
         here, there = open_storage(Path(scratch) / "shards"), open_storage(f"{url.rstrip('/')}/bench-{uuid4().hex[:12]}")

@@ -39,15 +39,11 @@ def work(config, inputs, output) -> Files:
 
     settings, view, real = config.labeller, config.measure, lineage.split_rows(inputs)
     pointed = real.training[real.training.points.notna()].reset_index(drop=True)
+    models.check_labeller(config)
     if settings.init == "scratch":
         labeller = Labeller.scratch(view, settings)
     else:
         labeller = replace(Labeller.load(models.labeller(config)), dropout=settings.dropout)
-    if (labeller.view.name, labeller.size_px) != (view.name, settings.size_px):
-        raise ValueError(
-            f"labeller.init = {settings.init!r} measures {labeller.view.name} at {labeller.size_px} px, the run wants {view.name} at "
-            f"{settings.size_px} px: set labeller.size_px to {labeller.size_px}, or take another labeller or init=scratch"
-        )
     if settings.steps and len(pointed):
         accelerator = world.accelerator(config.execution.device)
         epochs = batches.Epochs(

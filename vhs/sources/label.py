@@ -48,6 +48,14 @@ def settle(source: dict, points, view: View, shape: tuple[int, int]) -> tuple[in
     return UNKNOWN if stated is None else CLASSES.index(stated), float("nan")
 
 
+def foreseen(source: dict, view: View) -> int:
+    """The label that `settle` gives unless it raises, told before the image is seen."""
+    index = source.get("index") if source.get("points") is None else float(view.measure(np.asarray(source["points"], np.float64)))
+    if index is not None:
+        return int(view.classify(index)) if math.isfinite(index) else UNKNOWN
+    return UNKNOWN if source.get("label") is None else CLASSES.index(source["label"])
+
+
 def _claims(source: dict, points, view: View, shape: tuple[int, int]) -> list[_Claim]:
     """Who says what of the index, the most trustworthy first."""
     allowed = view.bin_width / 10
