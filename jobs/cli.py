@@ -71,6 +71,11 @@ def run(
         raise configuration.ConfigError(f"--gpus {gpus}: only a dry run plans for numbers of GPUs; add --dry-run")
     if dry_run and scope:
         raise configuration.ConfigError(f"--scope {scope}: a dry run plans every scope; leave one of the two out")
+    if scope:
+        from vhs.split import scopes
+
+        if scope not in (legal := scopes(settings.split)):
+            raise configuration.ConfigError(f"--scope {scope}: with split.folds={settings.split.folds} the scopes are {', '.join(legal)}")
     cluster = elsewhere.site(on, cluster)
     out = out or f"runs/{settings.name}"
     data_away = dry_run and not is_here(settings.data)
@@ -97,7 +102,7 @@ def run(
 
 @app.command()
 def stage(
-    name: Annotated[str, typer.Argument(help="ingest, split, labeller, priors, dreambooth, generate, label, train, evaluate or report.")],
+    name: Annotated[str, typer.Argument(help="ingest, split, labeller, priors, dreambooth, prompts, generate, label, train, evaluate or report.")],
     run: RunArgument,
     part: Annotated[
         Optional[str], typer.Option("--share", metavar="I/N", help="As worker I of N (from 0) that know nothing of each other: slurm/stage.sbatch.")
@@ -222,6 +227,11 @@ def main():
         if os.environ.get("VHS_TRACEBACK"):
             raise
         said = escape(without_keys(str(error.args[0] if isinstance(error, KeyError) else error)))
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError) and "s3://" in said and not os.environ.get("AWS_ACCESS_KEY_ID"):
+            said += (
+                ". AWS_ACCESS_KEY_ID is not set: export it, AWS_SECRET_ACCESS_KEY and AWS_REGION (AWS_SESSION_TOKEN for keys that end, AWS_ENDPOINT_URL where "
+                "the store is not Amazon's), or give this machine a role that may read there"
+            )
         console.print(f"[red]error[/] {said}", soft_wrap=True, highlight=False)
         raise SystemExit(1) from None
 

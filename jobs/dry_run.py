@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from jobs import forecast, plan
+from jobs import fits, forecast, plan
 from jobs.config import Config, ConfigError
 from jobs.console import console
 from jobs.display import plan_table, scaling_table
@@ -37,6 +37,8 @@ def dry_run(settings: Config, out: str, calibrate: str | None, gpus: str | None)
     if counts:
         Console().print(scaling_table(planned, counts))
         said = [*forecast.scaled(planned, counts), *said]
+    else:
+        said += fits.remarks(planned)
     for line in said:
         Console().print(line, soft_wrap=True, highlight=False)
 
