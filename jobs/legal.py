@@ -20,7 +20,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     schema, said, unknown = model.model_json_schema(), {}, {}
     for item in error.errors():
         where, node = _at(schema, item["loc"])
-        if item["type"] == "extra_forbidden":
+        if item["type"] in ("extra_forbidden", "invalid_key"):  # the second is a number, or true
             unknown.setdefault(where, (node, []))[1].append(str(item["loc"][-1]))
         elif item["type"] == "missing" and isinstance(item["loc"][-1], str):
             said[where] = f"{_dotted(where)}: needs a value"

@@ -52,12 +52,12 @@ def test_a_bad_override_says_what_is_legal(override, says):
 
 def test_keys_that_nobody_knows_are_one_line_with_what_is_legal(tmp_path):
     file = tmp_path / "mine.yaml"
-    file.write_text("name: mine\nview: canine_lateral\n" + "".join(f"{letter}: 1\n" for letter in "abcdefgh") + "split: {fold: 2, seeds: 3}\n")
+    file.write_text("name: mine\nview: canine_lateral\n" + "".join(f"{letter}: 1\n" for letter in "abcdefgh") + "split: {fold: 2, 5: 3}\n")
     with pytest.raises(ConfigError) as error:
         load(str(file))
     first, second = sorted(str(error.value).splitlines())
     assert first.startswith("a, b, c, d, e, f and 2 more: no such keys. Legal here: arms, base,")
-    assert second.startswith("split.fold, split.seeds: no such keys. Legal here: duplicate_bits, folds,")
+    assert second.startswith("split.fold, split.5: no such keys. Legal here: duplicate_bits, folds,")
 
 
 @pytest.mark.parametrize(
