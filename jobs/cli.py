@@ -97,7 +97,7 @@ def run(
 
 @app.command()
 def stage(
-    name: Annotated[str, typer.Argument(help="ingest, split, labeller, priors, dreambooth, generate, label, train, evaluate or report.")],
+    name: Annotated[str, typer.Argument(help="ingest, split, labeller, priors, dreambooth, prompts, generate, label, train, evaluate or report.")],
     run: RunArgument,
     part: Annotated[
         Optional[str], typer.Option("--share", metavar="I/N", help="As worker I of N (from 0) that know nothing of each other: slurm/stage.sbatch.")
@@ -111,7 +111,7 @@ def stage(
     Example: vhs stage split runs/mine
     """
     from jobs import config as configuration
-    from jobs import plan
+    from jobs import plan, preflight
     from jobs.stages import BY_NAME
 
     if name not in BY_NAME:
@@ -119,6 +119,7 @@ def stage(
     opened = plan.reopen(run)
     world.set_environment(opened.config.threads)
     cluster = elsewhere.site(on, cluster)
+    preflight.refuse_place(on, cluster)
     elsewhere.remember(opened, on, cluster)
     if part is None:
         return elsewhere.on_slurm(opened, cluster, detach, name) if on == "slurm" else drive(opened, on=on, only=name)
@@ -223,6 +224,11 @@ def main():
         if os.environ.get("VHS_TRACEBACK"):
             raise
         said = escape(without_keys(str(error.args[0] if isinstance(error, KeyError) else error)))
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError) and "s3://" in said and not os.environ.get("AWS_ACCESS_KEY_ID"):
+            said += (
+                ". AWS_ACCESS_KEY_ID is not set: export it, AWS_SECRET_ACCESS_KEY and AWS_REGION (AWS_SESSION_TOKEN for keys that end, AWS_ENDPOINT_URL where "
+                "the store is not Amazon's), or give this machine a role that may read there"
+            )
         console.print(f"[red]error[/] {said}", soft_wrap=True, highlight=False)
         raise SystemExit(1) from None
     except interrupt.Interrupted:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from jobs.generators import CONTROLS
+from jobs.legal import explain
 from shards import credentials
 from vhs.arms import ARMS
 from vhs.measure import CLASSES, VIEWS, View
@@ -26,6 +27,13 @@ PLACES = ("data", "trained_on")  # of a generator: where, not what
 Arm = Annotated[str, BeforeValidator(lambda name: "null" if name is None else name)]  # null is YAML's word for nothing
 SCOPE = "{scope}"  # in a generator's places: split, fold-0, fold-1 …
 NOTHING = "nothing"
+KINDS = {  # what a file is that has this key
+    "view": "the configuration of a run: vhs run {}",
+    "question": "a study: vhs study {}",
+    "views": "the settings of a base model: vhs pretrain {}",
+    "generated_share": "what a search tries: vhs tune RUN --space {}",
+    "partition": "a site: vhs run CONFIG --on slurm --cluster {}",
+}
 
 
 class ConfigError(Exception):
@@ -242,24 +250,71 @@ def find(name: str, kind: str = "") -> Path:
     for file in (Path(name), CONFIGS / kind / f"{name}.yaml"):
         if file.suffix in (".yaml", ".yml") and file.is_file():
             return file
-    raise ConfigError(f"no configuration {name!r}: give a YAML file or one of {', '.join(names(kind))}")
+    what = {"studies": "study", "clusters": "site"}.get(kind, "configuration")
+    raise ConfigError(f"no {what} {name!r}: {_meant(name, kind)}give a YAML file or one of {', '.join(names(kind))}")
+
+
+def _meant(name: str, kind: str) -> str:
+    """What `name` is instead, and the command that takes it."""
+    place = Path(name).expanduser()
+    if kind == "" and (CONFIGS / "studies" / f"{name}.yaml").is_file():
+        return f"it is a study, so: vhs study {name}. Or "
+    if kind == "studies" and (CONFIGS / f"{name}.yaml").is_file():
+        return f"it is the configuration of a run, so: vhs run {name}. Or "
+    if kind == "" and (place / "plan.json").is_file():
+        return f"it is a run, which goes on with the CONFIG that it began with: vhs run CONFIG --out {name}; vhs status {name} says where it is. Or "
+    if kind == "" and ("://" in name or place.is_dir() or (place.is_file() and place.suffix.lower() in (".csv", ".tar", ".txt"))):
+        return f"it is data, for which vhs init {name} --out mine.yaml writes a configuration. Or "
+    return ""
 
 
 def read(name: str, overrides: list[str], model: type[BaseModel]):
     """YAML file + `a.b=value` overrides -> a validated `model`. ConfigError names the key, the value and the legal ones."""
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        written = _written(find(name))
+        values = merged(written, overrides)
+    except (OmegaConfBaseException, YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{name}: {credentials.without_keys(str(error))}") from None
+    _refuse_another_kind(name, values, model)
+    return validated(values, model)
+
+
+def merged(values, overrides: list[str]) -> dict:
+    """`values`, a mapping or what OmegaConf made of one, with each `a.b=value` of `overrides` in it. ConfigError for one that cannot be read."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
+    changed = []
     for item in overrides:
-        if "=" not in item:
+        if not item.partition("=")[0].strip() or "=" not in item:
             raise ConfigError(f"{item!r} is no override: write key=value, for example classifier.epochs=20")
-    try:
-        merged = OmegaConf.merge(_written(find(name)), OmegaConf.from_dotlist(list(overrides)))
-        # values only: ${...} stays what it is, for it could take a key from the environment into the plan
-        return validated(OmegaConf.to_container(merged, resolve=False), model)
-    except (OmegaConfBaseException, YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ConfigError(f"{name}: {credentials.without_keys(str(error))}") from None
+        try:
+            changed.append(OmegaConf.from_dotlist([item]))
+        except (OmegaConfBaseException, YAMLError, ValueError) as error:
+            why = getattr(error, "problem", None) or str(error).partition("\n")[0]
+            raise ConfigError(
+                f"{credentials.without_keys(repr(item))} cannot be read ({why}): close what is opened, brackets and quotes, and quote "
+                "the whole for the shell where it has spaces: 'arms=[real, real-matched, mixed]'"
+            ) from None
+    # values only: ${...} stays what it is, for it could take a key from the environment into the plan
+    return OmegaConf.to_container(OmegaConf.merge(values, *changed), resolve=False)
+
+
+def _refuse_another_kind(name: str, values: dict, model: type[BaseModel]):
+    """ConfigError for a file that lacks what a `model` needs and has what it does not know: its author meant another command."""
+    lacking = [key for key, field in model.model_fields.items() if field.is_required() and key not in values]
+    unknown = [str(key) for key in values if key not in model.model_fields]
+    if lacking and unknown:
+        looks = next((f"It looks like {kind.format(name)}" for key, kind in KINDS.items() if key in values), "vhs init DATA writes a run's configuration")
+        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        raise ConfigError(
+            f"{name} is another kind of file than is wanted here: it has no {' and no '.join(lacking)}, and nobody knows its {', '.join(unknown[:3])}{more}. "
+            + looks
+        )
 
 
 def _written(file: Path):
@@ -283,27 +338,12 @@ def validated(values: dict, model: type[BaseModel]):
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(item, model) for item in error.errors())) from None
+        raise ConfigError(explain(error, model)) from None
 
 
 def load(name: str, overrides: list[str] = ()) -> Config:
     """The run configuration `name` with `overrides`."""
     return read(name, list(overrides), Config)
-
-
-def _explain(item: dict, model: type[BaseModel]) -> str:
-    """One pydantic error in the words of a config's author."""
-    where = ".".join(str(part) for part in item["loc"]) or "configuration"
-    if item["type"] == "extra_forbidden":
-        for part in item["loc"][:-1]:
-            if isinstance(part, str):  # a number counts the entries of a list, and has led to what they are
-                annotation = model.model_fields[part].annotation
-                model = next((one for one in get_args(annotation) if one is not type(None)), annotation)
-        return f"{where}: no such key. Legal here: {', '.join(sorted(model.model_fields))}"
-    if item["type"] == "missing":
-        return f"{where}: needs a value"
-    said = item["msg"].removeprefix("Value error, ")
-    return f"{where} = {credentials.without_keys(repr(item['input']))}: {said}" if item["loc"] else said
 
 
 def changed(old: dict, new: dict, prefix: str = "") -> list[str]:

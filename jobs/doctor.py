@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -77,23 +78,35 @@ class Place:
             raise Problem(f"no partition {asked.partition or '(default)'}", f"`partition:` of the site is one of {there}")
         return mine
 
-    @cached_property
+    @property
     def node(self) -> dict:
-        """What the probe said on a node. Problem, with what its job said, where it could not speak."""
+        """What the probe said on a node. Problem, with what its job said, where it could not speak; it is asked once."""
+        if isinstance(self._looked, Exception):
+            raise self._looked
+        return self._looked
+
+    @cached_property
+    def _looked(self) -> dict | Exception:
+        try:
+            return self._look()
+        except Exception as error:
+            return error
+
+    def _look(self) -> dict:
         asked = self.site.resources("ingest")
         small = {"ntasks_per_node": 1, "cpus_per_task": 1, "mem": "1000M", "time": min(5, asked.time_min), "gpus_per_node": asked.gpus_per_node or None}
         options = {**asked.sbatch(1), **small}
         options |= options.pop("additional_parameters", None) or {}
-        token, question = f"doctor-{uuid4().hex}", self._question()
+        token, question, made = f"doctor-{uuid4().hex}", self._question(), not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / token).write_text(token)
         scratch = Path(tempfile.mkdtemp(dir=self.folder, prefix="doctor-"))
-        log, script = scratch / "log", scratch / "job.sh"
-        line = f"{self.site.command} {shlex.quote(str(Path(__file__).with_name('probe.py')))} {shlex.quote(json.dumps(question | {'token': token}))}"
-        script.write_text("\n".join(["#!/bin/bash", *self.site.lines, line, ""]))
-        flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value is not None]
-        job = scheduler.ask("sbatch", "--parsable", f"--output={log}", *flags, str(script)).strip()
         try:
+            (self.folder / token).write_text(token)
+            log, script = scratch / "log", scratch / "job.sh"
+            line = f"{self.site.command} {shlex.quote(str(Path(__file__).with_name('probe.py')))} {shlex.quote(json.dumps(question | {'token': token}))}"
+            script.write_text("\n".join(["#!/bin/bash", *self.site.lines, line, ""]))
+            flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value is not None]
+            job = scheduler.ask("sbatch", "--parsable", f"--output={log}", *flags, str(script)).strip()
             said = self._wait(job, log)
             said["back"] = (self.folder / f"{token}.node").exists()
             return said
@@ -101,6 +114,9 @@ class Place:
             for left in (self.folder / token, self.folder / f"{token}.node"):
                 left.unlink(missing_ok=True)
             shutil.rmtree(scratch, ignore_errors=True)
+            if made:
+                with suppress(OSError):  # somebody has put something there meanwhile
+                    self.folder.rmdir()
 
     def _question(self) -> dict:
         site = self.site
@@ -352,12 +368,17 @@ def needs(config: Config) -> list[str]:
 
 
 def examine(on: str, place: Place, only: str | None = None):
-    """Make the checks of `on`, or the one called `only` -> a Finding each, as they come."""
+    """Make the checks of `on`, or the one called `only` -> a Finding each, as they come. What kept one from seeing anything is said once."""
+    told: dict[str, str] = {}  # what an error says -> the check that said it first
     for name, (_, check) in CHECKS[on].items():
         if only in (None, name):
             try:
                 yield Finding(name, "ok", check(place))
-            except Problem as problem:
-                yield Finding(name, "problem", str(problem), problem.mend)
-            except Exception as error:  # a check that fails says nothing of what it looks at
-                yield Finding(name, "could not tell", f"{type(error).__name__}: {error}", "the check again, when that is mended")
+            except Exception as error:
+                said = str(error) if isinstance(error, Problem) else f"{type(error).__name__}: {error}"
+                if (first := told.setdefault(said, name)) != name:
+                    yield Finding(name, "could not tell", f"the same as {first}", f"what {first} needs")
+                elif isinstance(error, Problem):
+                    yield Finding(name, "problem", said, error.mend)
+                else:  # a check that fails says nothing of what it looks at
+                    yield Finding(name, "could not tell", said, "the check again, when that is mended")

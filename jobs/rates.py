@@ -76,6 +76,7 @@ CORE = Machine("one CPU core", 50, 50, 12, 0.004, 1.5)
 # an RTX 3090, half precision: tf_efficientnet_b7 at 600 px trains 31-37 images/s there (timm's users), Stable Diffusion 1.5 draws about one image
 # a second and a half at 20 guided steps
 GPU = Machine("one 24 GB GPU", 18_000, 15_000, 7_500, 0.005, 15)
+GPU_GB = 24
 
 INGEST_S = 0.05  # an image, of decoding, letterboxing and encoding
 PNG_BYTES_PER_PIXEL = 0.5  # a grey radiograph, 8 bits

@@ -83,6 +83,15 @@ def sealed(made: list[Member]) -> bool | None:
     return seeds[0] >= SEALED
 
 
+def chosen(made: list[Member], only: list[str]) -> set[str]:
+    """The records that are named by a pattern of `only`; all of them where there is none. ConfigError for a pattern that names none."""
+    names = [record for one in made for record in one.records.values()]
+    if idle := [pattern for pattern in only if not any(fnmatch(name, pattern) for name in names)]:
+        known = ", ".join(names[:3]) + ", …" * (len(names) > 3)
+        raise ConfigError(f"--only {idle[0]}: no record is called so. They are {known}, and * stands for anything")
+    return {name for name in names if not only or any(fnmatch(name, pattern) for pattern in only)}
+
+
 def protocol(study: Study, made: list[Member]) -> dict:
     """What is frozen before the first run."""
     return study.model_dump(mode="json") | {"runs": [one.name for one in made], "scopes": list(made[0].records)}
@@ -102,11 +111,7 @@ class Making:
 
     def missing(self, only: list[str] = ()) -> list[tuple[Member, list[str]]]:
         """The runs that lack records, each with the scopes that do; of these the ones whose record is named by a pattern of `only`, if there are any."""
-        names = [record for one in self.members for record in one.records.values()]
-        wanted = {name for name in names if not only or any(fnmatch(name, pattern) for pattern in only)}
-        if idle := [pattern for pattern in only if not any(fnmatch(name, pattern) for name in names)]:
-            known = ", ".join(names[:3]) + ", …" * (len(names) > 3)
-            raise ConfigError(f"--only {idle[0]}: no record is called so. They are {known}, and * stands for anything")
+        wanted = chosen(self.members, only)
         lacking = [
             (one, [scope for scope, name in one.records.items() if name in wanted and not self.kept.has(name, one.config)]) for one in self.members
         ]

@@ -78,18 +78,22 @@ def ingest(
     data: Annotated[str, typer.Argument(metavar="DATA", help="A folder, a CSV, or WebDataset shards; here or at s3://bucket/folder.")],
     out: Annotated[str, typer.Option(help="The run's folder.")],
     view: Annotated[str, typer.Option(help=f"{' or '.join(VIEWS)}.")],
+    overrides: Overrides = None,
     resolution: Annotated[int, typer.Option(help="Pixels a side of the stored images.")] = 512,
 ):
     """Only read a data folder into shards: what is used, what is rejected and why. A full run does this by itself.
 
     Example: vhs ingest my/radiographs --view canine_lateral --out runs/read
+
+    Where classes are numbers: vhs ingest my/radiographs ingest.class_order=[small,normal,large] --view canine_lateral --out runs/read
     """
     from jobs import plan
-    from jobs.config import Config, validated
+    from jobs.config import Config, merged, validated
     from jobs.data import open_data
 
     unasked = {"split": {"folds": 2}, "label_by": "hand"}  # nothing is judged or labelled here: what lacks labels or points will do
-    opened = plan.start(validated({"name": "ingest", "view": view, "data": data, "resolution": resolution, **unasked}, Config), out)
+    asked = {"name": "ingest", "view": view, "data": data, "resolution": resolution, **unasked}
+    opened = plan.start(validated(merged(asked, overrides or []), Config), out)
     console.print(f"reading {open_data(data).layout()}", markup=False)
     drive(opened, only="ingest")
     for marker in (opened.marker(path) for path in opened.committed("ingest")):
@@ -101,22 +105,26 @@ def ingest(
 @app.command()
 def init(
     data: Annotated[str, typer.Argument(metavar="DATA", help="A data folder, a CSV, or shards; here or at s3://bucket/folder.")],
+    overrides: Overrides = None,
     out: Annotated[Path, typer.Option(callback=outputs.file_option, help="The configuration to write.")] = Path("config.yaml"),
     view: Annotated[Optional[str], typer.Option(help="canine_lateral or human_frontal, where the key points do not tell.")] = None,
 ):
     """Look a data folder over, say what is in it, and write a configuration for it; `vhs run config.yaml` takes it.
 
     Example: vhs init my/radiographs --out mine.yaml
+
+    Where classes are numbers: vhs init my/radiographs ingest.class_order=[small,normal,large] --out mine.yaml
     """
     from jobs import init as beginning
     from jobs.config import ConfigError
 
     if out.exists():
         raise ConfigError(f"{out} is there already: name another with --out, or remove it")
-    found = beginning.survey(data, view)
+    found = beginning.survey(data, view, overrides or [])
+    text = beginning.config(found, out.stem, overrides or [])
     for line in beginning.describe(found):
         console.print(escape(line), soft_wrap=True, highlight=False)
-    outputs.write(out, beginning.config(found, out.stem))
+    outputs.write(out, text)
     console.print(f"{out}: vhs run {out} --dry-run says what it would take", markup=False, soft_wrap=True)
 
 
@@ -259,6 +267,7 @@ def study(
 
     asked, packaged = studying.read(name)
     members = studying.members(asked, overrides or [])
+    studying.chosen(members, only or [])  # before anything is frozen
     cluster, out = elsewhere.site(on, cluster), out or f"runs/study-{asked.name}"
     world.set_environment(members[0].config.threads)
     kept = Evidence(records or (KEPT / asked.name if packaged else f"{out}/records"))

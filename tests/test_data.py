@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
 import tarfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -214,3 +217,25 @@ def test_a_file_gone_from_the_bucket_fails_its_unit_and_is_no_reject(bucket, tmp
     vhs("stage", "ingest", tmp_path / "run")
     opened = reopen(str(tmp_path / "run"))
     assert manifest.load(opened.storage, "real").num_rows == 9 and isinstance(open_data(opened.config.data), Data)
+
+
+def test_an_object_store_without_keys_says_which_to_set(tmp_path, monkeypatch):
+    """The machine's role is asked for, by a service that refuses it."""
+
+    class Refuses(BaseHTTPRequestHandler):
+        def answer(self):
+            self.send_error(403)
+
+        do_GET = do_PUT = answer
+
+        def log_message(self, *_): ...
+
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refuses) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        role = {"AWS_METADATA_ENDPOINT": f"http://127.0.0.1:{server.server_port}"}
+        said = vhs("init", "s3://bucket/films", "--out", tmp_path / "mine.yaml", environment=role, code=1)
+        server.shutdown()
+    assert "the store refuses s3:ListBucket to what this machine's role gives" in said
+    assert "AWS_ACCESS_KEY_ID is not set: export it, AWS_SECRET_ACCESS_KEY and AWS_REGION" in said and "AWS_ENDPOINT_URL" in said

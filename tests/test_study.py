@@ -330,6 +330,13 @@ def test_a_study_that_is_interrupted_goes_on_and_leaves_what_is_not_its_own(tmp_
     assert "did not make: give another --out" in vhs(*again, code=1)
 
 
+def test_a_pattern_that_names_no_record_freezes_nothing(tmp_path):
+    file, out = tmp_path / "small.yaml", tmp_path / "out"
+    file.write_text(STUDY)
+    assert "--only *-fold-7: no record is called so. They are seed-9000_quota-3-split" in vhs("study", file, "--out", out, "--only", "*-fold-7", code=1)
+    assert not out.exists()
+
+
 @pytest.mark.slow
 def test_a_study_elsewhere_says_what_it_says_here(cluster, bucket, s3, tmp_path, figure, monkeypatch):
     """Its runs on SLURM and on three nodes of Ray, everything in object storage: the same predictions, sentences and tables."""

@@ -51,7 +51,7 @@ class Search(Section):
                 try:
                     Classifier(**{name: value})
                 except ValidationError as error:
-                    raise ValueError(f"{name} {value:g} is not legal for a classifier: {error.errors()[0]['msg']}") from None
+                    raise ValueError(f"{name} {value:g} is not legal for a classifier: {error.errors()[0]['msg'].removeprefix('Input ')}") from None
         if not 0 < self.generated_share.low <= self.generated_share.high <= 1:
             raise ValueError(f"generated_share lies within (0, 1], got {self.generated_share.low:g} to {self.generated_share.high:g}")
         if self.grace * min(self.epochs) < 1:  # else a trial's first word comes after ASHA's first look

@@ -29,7 +29,7 @@ def layout(place: Place, named: str | None = None) -> str:
 def scan(place: Place, view: View, class_order: tuple[str, ...] | None = None, named: str | None = None, labelled: bool = True) -> list[Source]:
     """Every image and every label in the place, sorted by file. SourceError when nothing fits.
 
-    `class_order`: the classes that the numbers 0, 1, 2 stand for, where a table or shards use numbers; they are never guessed.
+    `class_order`: the classes that the numbers 0, 1, 2 stand for, where a table, folders or shards use numbers; they are never guessed.
     `named`: what of the place was asked for, a CSV, a list of shards, or a pattern of their names ("{000..012}.tar"); None: all of it.
     `labelled`: an image without a label is of no use, as everywhere but in a set that will be measured.
     """
@@ -40,7 +40,7 @@ def scan(place: Place, view: View, class_order: tuple[str, ...] | None = None, n
     elif isinstance(found, tars.Shards):
         sources = tars.read(found, view, class_order)
     else:
-        sources = tree.read(found, view)
+        sources = tree.read(found, view, class_order)
     if not labelled:
         sources = [replace(source, reject=None) if source.reject == NO_LABEL else source for source in sources]
     if all(source.reject for source in sources):
@@ -71,6 +71,6 @@ def _open(place: Place, names: list[str], named: str | None, labelled: bool = Tr
     if not listing.labelled and (labelled or not listing.plain):
         raise SourceError(
             f"{typed(place)}: no image found with a label, {len(listing.plain)} without. Looked for a CSV with a `file` column, for folders named "
-            f"{', '.join(CLASSES)}, for Images/ beside Labels/*.mat, and for shards (*.tar); images are {' '.join(SUFFIXES)}"
+            f"{', '.join(CLASSES)} (or 0, 1, 2), for Images/ beside Labels/*.mat, and for shards (*.tar); images are {' '.join(SUFFIXES)}"
         )
     return listing

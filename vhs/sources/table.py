@@ -4,7 +4,8 @@
                        <point>_x, <point>_y for the view's key points
     without a header   name,value: a class name, an index, or a class number, whose order has to be told
 
-LF and CRLF, with and without a byte-order mark. An image is looked for under its name beside the CSV, in images/, then anywhere below; never
+Separated by commas, or throughout by semicolons or tabs, as spreadsheets of some countries write it; decimals have a point. LF and CRLF, with and without a
+byte-order mark. An image is looked for under its name beside the CSV, in images/, then anywhere below; never
 elsewhere, and no URL is followed.
 """
 
@@ -23,7 +24,7 @@ FILE = ("file", "filename", "imagename", "image_name", "image")  # what the fiel
 CLASS = ("class", "label")
 ORDERS = (("large", "normal", "small"), ("small", "normal", "large"))  # of the class numbers 0, 1, 2; both are in use
 MOST_BYTES = 1 << 28  # of a table: a million lines have a tenth
-_NUMBERS = {"0", "1", "2"}
+NUMBERS = {"0", "1", "2"}
 
 
 @dataclass(frozen=True)
@@ -48,19 +49,30 @@ def load(place: Place, name: str) -> Rows:
     if len(data) > MOST_BYTES:
         raise SourceError(f"{path} is longer than the {MOST_BYTES} bytes that a table may have")
     try:
-        lines = [[cell.strip() for cell in line] for line in csv.reader(io.StringIO(data.decode("utf-8-sig"), newline="")) if line]
+        text = data.decode("utf-8-sig")
+        lines = [[cell.strip() for cell in line] for line in csv.reader(io.StringIO(text, newline=""), delimiter=_separator(text)) if line]
     except (UnicodeDecodeError, csv.Error) as error:
         raise SourceError(f"{path} is no CSV in UTF-8: {error}") from None
     header = bool(lines) and PurePosixPath(lines[0][0]).suffix.lower() not in SUFFIXES  # the field's evaluators start with the first image
     if header:
         columns, lines = [name.lower() for name in lines[0]], lines[1:]
     else:
-        named = all(class_of(line[1]) or line[1] in _NUMBERS for line in lines if len(line) > 1)
+        named = all(class_of(line[1]) or line[1] in NUMBERS for line in lines if len(line) > 1)
         columns = ["file", "class" if named else "index"]
     for number, line in enumerate(lines, start=1 + header):
         if len(line) > len(columns):
             raise SourceError(f"{path}, line {number}: {len(line)} cells, the columns are {', '.join(columns)}")
     return Rows(path, tuple(columns), [dict(zip(columns, line + [""] * len(columns), strict=False)) for line in lines], header)
+
+
+def _separator(text: str) -> str:
+    """What stands between cells: a comma, unless another sign alone makes a header, or the name of an image, of the first line."""
+    first = text.lstrip().partition("\n")[0]
+    for sign in ",;\t":
+        cells = [cell.strip().strip('"').lower() for cell in first.split(sign)]
+        if any(cell in FILE for cell in cells) or (len(cells) > 1 and PurePosixPath(cells[0]).suffix in SUFFIXES):
+            return sign
+    return ","
 
 
 def describe(rows: Rows) -> str:
@@ -149,12 +161,12 @@ def number_of(line: dict, column: str | None, where: str) -> float | None:
     try:
         return float(line[column])
     except ValueError:
-        raise SourceError(f"{where}: {column} {line[column]!r} is no number") from None
+        raise SourceError(f"{where}: {column} {line[column]!r} is no number" + (": decimals have a point" if "," in line[column] else "")) from None
 
 
 def class_numbers(values: set[str], class_order: tuple[str, ...] | None, where: str) -> tuple[str, ...] | None:
     """The classes that the numbers 0, 1, 2 stand for, None where `values` holds names. They are never guessed: SourceError."""
-    if not values or not values <= _NUMBERS:
+    if not values or not values <= NUMBERS:
         return None
     if class_order is None:
         either = " or ".join(
@@ -168,7 +180,7 @@ def class_numbers(values: set[str], class_order: tuple[str, ...] | None, where: 
 
 def class_in(line: dict, column: str | None, order: tuple[str, ...] | None, where: str) -> str | None:
     said = line[column] if column else ""
-    label = order[int(said)] if order and said in _NUMBERS else class_of(said)
+    label = order[int(said)] if order and said in NUMBERS else class_of(said)
     if said and not label:
         raise SourceError(f"{where}: class {said.lower()!r}; legal: {', '.join(CLASSES)}")
     return label
