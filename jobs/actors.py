@@ -140,9 +140,11 @@ class Actors:
             led = actors[0].attempt.remote(url, values, asdict(unit), gang | {"node": 0})
             while not (ready := ray.wait([led, *followers], timeout=1.0)[0]):
                 pass
-            lost = led not in ready
-            if lost:  # a follower ended before its leader's word: its node is lost, and the leader would wait for ever
+            lost = led not in ready and _failed(ready[0])
+            if lost:  # a follower's node is gone, and the leader would wait for ever
                 ray.kill(actors[0])
+            else:
+                ray.wait(followers, num_returns=len(followers), timeout=LOOK_S)  # they hear its last word
             return _outcome(url, unit, led, who, self._config.execution.tries, lost)[0]
         finally:
             remove_placement_group(group)  # and its actors with it
@@ -158,6 +160,16 @@ def _answer(reference) -> dict | None:
         if _node_lost(str(error)):
             return None
         raise RuntimeError(f"a Ray worker ended before it had a unit: {error}") from error
+
+
+def _failed(reference) -> bool:
+    import ray
+
+    try:
+        ray.get(reference)
+    except ray.exceptions.RayError:
+        return True
+    return False
 
 
 def _node_lost(said: str) -> bool:
