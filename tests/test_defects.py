@@ -95,7 +95,7 @@ def test_5_colour_operations_on_grey_images():
 
 def test_6_the_best_epoch_by_the_fold_that_is_reported(run):
     """No setting asks for it, and what trains or searches is not given those images."""
-    with pytest.raises(ConfigError, match="classifier.keep = 'best_test'.*'last' or 'best_inner'"):
+    with pytest.raises(ConfigError, match="classifier.keep = 'best_test': legal is last, best_inner"):
         load("debug/demo", ["classifier.keep=best_test"])
     inside = trial.Inside(run.storage, next(unit for unit in run.units("train") if unit.params["arm"] == "mixed"))
     with pytest.raises(lineage.LeakError, match="asked for the held-out images: the test split is closed"):

@@ -199,7 +199,7 @@ def test_a_saved_classifier_comes_back(tmp_path, hidden):
 
 
 def test_wrong_choices_say_what_to_do(tmp_path):
-    with pytest.raises(ValueError, match="no model 'efficientnet_b99'"):
+    with pytest.raises(ValueError, match="classifier.model = 'efficientnet_b99': timm .* has no such model"):
         networks.build_classifier(SMALL.model_copy(update={"model": "efficientnet_b99"}))
     with pytest.raises(ValueError, match="neither imagenet nor scratch"):
         networks.build_classifier(SMALL.model_copy(update={"weights": str(tmp_path)}))

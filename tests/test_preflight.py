@@ -96,7 +96,7 @@ def test_more_folds_than_patients_of_the_smallest_class_are_refused(tmp_path, re
 def test_slurm_and_ray_are_looked_up_before_anything_is_written(tmp_path):
     run = tmp_path / "run"
     printed = vhs("run", "debug/demo", "--out", run, "--on", "slurm", "--cluster", "nosuch", environment={**NO_SLURM, "PATH": "/nowhere"}, code=1)
-    assert "2 things" in printed and "no configuration 'nosuch'" in printed and "testcluster" in printed
+    assert "2 things" in printed and "no site 'nosuch'" in printed and "testcluster" in printed
     assert "no sbatch, squeue, scancel here" in printed and "login node" in printed
     closed = {"RAY_ADDRESS": "127.0.0.1:9"}
     assert "nobody listens at RAY_ADDRESS=127.0.0.1:9" in vhs("run", "debug/demo", "--out", run, "--on", "ray", environment=closed, code=1)

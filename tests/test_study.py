@@ -171,9 +171,9 @@ def test_runs_of_one_recipe_tell_together_how_much_trainings_differ():
         seeds = [planted(f"seed-{number}", {arm: both[seed] for arm, both in right.items()}, seed=seed) for seed in (0, 1)]
         records.append(Record(seeds[0].about, pd.concat([one.predictions for one in seeds], ignore_index=True)))
     null, oracle = asked.calibration(records, ["null - real-matched", "oracle - real-matched"]).tables["How many of the 95% intervals cover 0"]
-    assert null["cover 0"] >= 54 and oracle["above 0"] == 60
+    assert null["cover 0"] >= 54 and oracle["above 0"] >= 57
     alone = [metrics.paired_difference(record.predictions, "oracle", "real-matched")["ci95"] for record in records]
-    assert sum(low <= 0 for low, _ in alone) >= 6, "by itself such a run often cannot say so"
+    assert sum(low <= 0 for low, _ in alone) >= 10, "by itself such a run often cannot say so"
 
 
 def test_worth_goes_by_what_was_trained_on():
