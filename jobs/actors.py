@@ -7,6 +7,7 @@ at any time. A unit whose actor died is tried again elsewhere at once. The run's
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from jobs.unit import Unit
 from shards.storage import open_storage
 
 LOOK_S, START_S = 5, 600  # between two looks at what nodes there are; until something begins, a cloud's first node included
+ANSWER_S = 4  # for Ray's head
 
 
 class Actors:
@@ -27,15 +29,7 @@ class Actors:
 
     def __init__(self, config: Config, most: int | None = None, runtime_env: dict | None = None):
         """`most`: actors at a time, default as many as there is room for. `runtime_env`: Ray's, of every worker."""
-        import ray
-
-        address = os.environ.get("RAY_ADDRESS", "auto")
-        try:
-            ray.init(address=address, log_to_driver=False, ignore_reinit_error=True, runtime_env=runtime_env)
-        except ConnectionError as error:
-            raise ConnectionError(
-                f"--on ray: no Ray cluster at {address} ({error}). Start one (slurm/ray.sbatch, ray up configs/ray/local.yaml) and set RAY_ADDRESS"
-            ) from None
+        reach(runtime_env)
         self._config, self._most, self._busy = config, most, set()
 
     def __enter__(self) -> Actors:
@@ -148,6 +142,22 @@ class Actors:
             return _outcome(url, unit, led, who, self._config.execution.tries, lost)[0]
         finally:
             remove_placement_group(group)  # and its actors with it
+
+
+def reach(runtime_env: dict | None = None):
+    """Join the cluster. ConnectionError where none answers: Ray itself waits for minutes for one that does not, and dies of it."""
+    import ray
+
+    address = os.environ.get("RAY_ADDRESS", "auto")
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    try:
+        if port.isdecimal():
+            socket.create_connection((host, int(port)), ANSWER_S).close()
+        ray.init(address=address, log_to_driver=False, ignore_reinit_error=True, runtime_env=runtime_env)
+    except OSError as error:
+        raise ConnectionError(
+            f"--on ray: no Ray cluster answers at RAY_ADDRESS={address} ({error}). Start one (slurm/ray.sbatch, ray up configs/ray/local.yaml) and set it"
+        ) from None
 
 
 def _answer(reference) -> dict | None:

@@ -5,7 +5,6 @@ Nothing is written, no image decoded, no model opened: what only shows then (dam
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,6 @@ from jobs.data import is_here
 from jobs.plan import Run
 from vhs.arms import UNTRAINED
 from vhs.sources import SourceError
-
-LISTEN_S = 4  # for Ray's head to answer
-START_RAY = "Start one (slurm/ray.sbatch, ray up configs/ray/local.yaml) and set RAY_ADDRESS"
 
 
 @dataclass(frozen=True)
@@ -73,8 +69,11 @@ def _said(check, *arguments) -> Iterator[str]:
 
 
 def _scope(config: Config, scope: str | None) -> Iterator[str]:
-    planned = ["split", *(f"fold-{n}" for n in range(config.split.folds))]
-    if scope is not None and scope not in planned:
+    if scope is None:
+        return
+    from vhs.split import scopes
+
+    if scope not in (planned := scopes(config.split)):
         yield f"--scope {scope}: the plan's scopes are {', '.join(planned)}"
 
 
@@ -94,23 +93,11 @@ def _dispatcher(on: str) -> Iterator[str]:
 
 
 def _find_ray() -> None:
-    """ConnectionError where no Ray is. Ray itself would wait for an address that does not answer for minutes, and die of it."""
-    import socket
-
-    address = os.environ.get("RAY_ADDRESS", "auto")
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    if port.isdecimal():
-        try:
-            socket.create_connection((host, int(port)), LISTEN_S).close()
-        except OSError as error:
-            raise ConnectionError(f"--on ray: nobody listens at RAY_ADDRESS={address} ({error}). {START_RAY}") from None
-        return
     import ray
 
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-    except ConnectionError:
-        raise ConnectionError(f"--on ray: this machine belongs to no Ray cluster, and RAY_ADDRESS does not say where one is. {START_RAY}") from None
+    from jobs import actors
+
+    actors.reach()
     ray.shutdown()
 
 

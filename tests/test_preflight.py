@@ -99,7 +99,7 @@ def test_slurm_and_ray_are_looked_up_before_anything_is_written(tmp_path):
     assert "2 things" in printed and "no site 'nosuch'" in printed and "testcluster" in printed
     assert "no sbatch, squeue, scancel here" in printed and "login node" in printed
     closed = {"RAY_ADDRESS": "127.0.0.1:9"}
-    assert "nobody listens at RAY_ADDRESS=127.0.0.1:9" in vhs("run", "debug/demo", "--out", run, "--on", "ray", environment=closed, code=1)
+    assert "no Ray cluster answers at RAY_ADDRESS=127.0.0.1:9" in vhs("run", "debug/demo", "--out", run, "--on", "ray", environment=closed, code=1)
     assert not run.exists()
 
 
