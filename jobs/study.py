@@ -17,7 +17,7 @@ from itertools import product
 from pathlib import Path
 
 from jobs import config as configuration
-from jobs import evidence, plan
+from jobs import evidence, plan, preflight
 from jobs.config import PHANTOMS, Config, ConfigError, changed
 from jobs.drive import Failed
 from jobs.evidence import Evidence
@@ -116,6 +116,13 @@ class Making:
             (one, [scope for scope, name in one.records.items() if name in wanted and not self.kept.has(name, one.config)]) for one in self.members
         ]
         return [(one, scopes) for one, scopes in lacking if scopes]
+
+    def refuse(self, place: preflight.Place, only: list[str] = ()):
+        """ConfigError where the first run that is to be made could not come to its end."""
+        wanted, there = chosen(self.members, only), set(self.kept.names())
+        for one in self.members:
+            if wanted & set(one.records.values()) - there:
+                return preflight.refuse(Run(self.url(one), one.config, read_only=True), place)
 
     def make(self, only: list[str] = ()):
         """Make what is missing. A run that fails does not stop the others; PlanError says at the end which did."""

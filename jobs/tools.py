@@ -262,6 +262,7 @@ def study(
 
     Example: vhs study calibration
     """
+    from jobs import preflight
     from jobs import study as studying
     from jobs.evidence import KEPT, Evidence
 
@@ -271,7 +272,6 @@ def study(
     cluster, out = elsewhere.site(on, cluster), out or f"runs/study-{asked.name}"
     world.set_environment(members[0].config.threads)
     kept = Evidence(records or (KEPT / asked.name if packaged else f"{out}/records"))
-    kept.freeze(studying.protocol(asked, members))
 
     def work(run, reuse):
         elsewhere.remember(run, on, cluster)
@@ -284,6 +284,9 @@ def study(
         console.print(line, style="bold", markup=False, highlight=False, soft_wrap=True)
 
     making = studying.Making(asked, members, out, kept, work, say, keep_runs)
+    if not early:
+        making.refuse(preflight.Place(on, cluster), only or [])  # what cannot be made freezes nothing
+    kept.freeze(studying.protocol(asked, members))
     if not early:
         making.make(only or [])
     if only:

@@ -330,10 +330,12 @@ def test_a_study_that_is_interrupted_goes_on_and_leaves_what_is_not_its_own(tmp_
     assert "did not make: give another --out" in vhs(*again, code=1)
 
 
-def test_a_pattern_that_names_no_record_freezes_nothing(tmp_path):
+def test_what_cannot_be_made_freezes_nothing(tmp_path):
     file, out = tmp_path / "small.yaml", tmp_path / "out"
     file.write_text(STUDY)
     assert "--only *-fold-7: no record is called so. They are seed-9000_quota-3-split" in vhs("study", file, "--out", out, "--only", "*-fold-7", code=1)
+    file.write_text("name: films\nquestion: pooled\nconfig: debug/ctr\nvary: {generation.quota: [3, 6]}\npairs: [mixed - real-matched]\n")
+    assert "/nowhere" in vhs("study", file, "data=/nowhere", "--out", out, code=1)
     assert not out.exists()
 
 
