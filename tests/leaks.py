@@ -71,9 +71,12 @@ def do(run: plan.Run, units: list):
     run.refresh()
 
 
-def answers(run: plan.Run, arm: str) -> pd.DataFrame:
+def judged(run: plan.Run, arm: str) -> float:
+    """Accuracy on the test part of `arm`, the only one that is trained."""
+    for stage in (train, evaluate):
+        do(run, [unit for unit in stage.units(run) if unit.params["arm"] == arm])
     found = pd.concat([manifest.read(run.storage, path).to_pandas() for path in run.committed("evaluate", arm=arm)], ignore_index=True)
-    return found[found.role == metrics.HELD_OUT]
+    return metrics.accuracy(found[found.role == metrics.HELD_OUT])["accuracy"]
 
 
 def one_by_one(images: pd.DataFrame, settings) -> pd.DataFrame:
@@ -95,10 +98,7 @@ def patient_leak(seed: int, name: str, overrides: list[str], out: Path) -> tuple
         dogs = manifest.load(run.storage, paths=run.committed("ingest")).to_pandas().set_index("key").patient
         both = {part: set(dogs[splits.key[splits.part == part]]) for part in ("train", "test")}
         assert bool(both["train"] & both["test"]) == leaky, "the leak is not what it is meant to be"
-        do(run, train.units(run))
-        run.refresh()
-        do(run, evaluate.units(run))
-        found.append(metrics.accuracy(answers(run, "real"))["accuracy"])
+        found.append(judged(run, "real"))
     return found[0], found[1]
 
 
@@ -106,7 +106,7 @@ def generator_leak(seed: int, name: str, overrides: list[str], out: Path) -> tup
     """Accuracy of the arm mixed with a generator that has not seen the test images, and with one that has."""
     settings = config.load(name, [f"phantoms.seed={seed}", "phantoms.test_count=200", "arms=[real-matched,mixed]", *overrides])
     clean, leaky = (plan.start(settings, str(out / word)) for word in ("clean", "leaky"))
-    finish(clean)
+    draw(clean)
     for stage in ("ingest", "split", "labeller", "priors"):
         assert plan.adopt(leaky, leaky.units(stage), clean.url)
         leaky.refresh()
@@ -122,13 +122,13 @@ def generator_leak(seed: int, name: str, overrides: list[str], out: Path) -> tup
     held_out = honest(Inputs(clean.storage, clean.units("train")[0])).held_out_patients
     assert held_out <= set(leaky.marker(generator).facts["patients_seen"]), "the leak is not what it is meant to be"
     with patch.object(lineage, "guard", lambda *_: None):
-        finish(leaky)
-    return tuple(metrics.accuracy(answers(run, "mixed"))["accuracy"] for run in (clean, leaky))
+        draw(leaky)
+        return judged(clean, "mixed"), judged(leaky, "mixed")
 
 
-def finish(run: plan.Run):
-    run.only_scope = "split"  # up to the predictions
-    while work := frontier(run):
+def draw(run: plan.Run):
+    """Up to the labels of the generated images."""
+    while (work := frontier(run)) and work[0] != train.NAME:
         do(run, work[1])
 
 

@@ -147,9 +147,9 @@ def test_controls_that_cannot_be(overrides, said):
         load("debug/demo", overrides)
 
 
-def test_the_planner_counts_controls():
-    plain, more = (vhs("run", "demo", "--dry-run", *words) for words in ((), (ARMS,)))
-    alone = vhs("run", "demo", "--dry-run", "arms=[real-matched,null,oracle]")
+def test_the_planner_counts_controls(tmp_path):
+    dry = ("run", "demo", "--dry-run", "--out", tmp_path / "run")
+    plain, more, alone = vhs(*dry), vhs(*dry, ARMS), vhs(*dry, "arms=[real-matched,null,oracle]")
     units = [{line.split()[1]: int(line.split()[3]) for line in text.splitlines() if line.startswith("│ ")} for text in (plain, more, alone)]
     assert units[1]["generate"] == 4 * units[0]["generate"] and units[1]["train"] == 2 * units[0]["train"] and units[1]["dreambooth"] == 4
     assert "priors" in units[0] and "priors" not in units[2] and units[2]["dreambooth"] == 2 and "prompts" not in units[0]

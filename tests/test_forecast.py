@@ -52,17 +52,17 @@ def test_more_work_takes_longer_and_more_workers_shorten_it():
     assert planned(load("debug/demo", ["execution.workers=2"])).hours < small.hours
 
 
-def test_without_data_it_needs_to_be_told_sizes():
+def test_without_data_it_needs_to_be_told_sizes(tmp_path):
     with pytest.raises(ConfigError, match="is not here.*expect="):
         planned(load("debug/ctr", ["data=nowhere"]))
     made = planned(load("debug/ctr", ["data=nowhere", "expect={train: 1400, valid: 200, test: 400}"]))
     assert (made.sizes.images, made.sizes.judged) == (2000, 400) and "data not here" in forecast.notes(made)[0]
-    assert "data not here (/nope), sizes as in expect: 1400 training" in vhs("run", "paper", "data=/nope", "--dry-run")
+    assert "data not here (/nope), sizes as in expect: 1400 training" in vhs("run", "paper", "data=/nope", "--dry-run", "--out", tmp_path / "run")
     with pytest.raises(ConfigError, match="expect.tset: no such key. Legal here: judged, test, train, valid"):
         load("debug/demo", ["expect={train: 1, test: 1, tset: 1}"])
 
 
-def test_what_exceeds_the_machine_is_remarked():
+def test_what_exceeds_the_machine_is_remarked(tmp_path):
     large = ["classifier.model=tf_efficientnet_b7", "classifier.size_px=600", "classifier.epochs=300", "execution.device=cpu"]
     memory, time = fits.remarks(planned(load("debug/demo", large)), memory_gb=16)
     assert re.match(r"memory: train takes about \d\d GB, this machine has 16. Less of it: classifier.size_px", memory)
@@ -70,15 +70,15 @@ def test_what_exceeds_the_machine_is_remarked():
     assert fits.remarks(planned(load("debug/demo"))) == [] and 0 < fits.here_gb() < 1e6
     (gpu,) = fits.remarks(planned(load("debug/demo", [*large[:2], "execution.device=cuda"])))
     assert "the GPU that is planned for has 24" in gpu
-    said = vhs("run", "debug/demo", *large, "--dry-run")
-    assert "time: about" in said and "time: about" not in vhs("run", "debug/demo", *large, "--dry-run", "--gpus", "8"), "where it is planned for more machines"
+    dry = ("run", "debug/demo", *large, "--dry-run", "--out", tmp_path / "run")
+    assert "time: about" in vhs(*dry) and "time: about" not in vhs(*dry, "--gpus", "8"), "where it is planned for more machines"
 
 
-def test_an_unknown_model_is_said_to_be_unknown():
+def test_an_unknown_model_is_said_to_be_unknown(tmp_path):
     made = planned(load("debug/demo", ["classifier.model=resnet26t", "base=someone/else", f"base_revision={'a' * 40}"]))
     unknown = {row.stage for row in made.rows if row.seconds is None}
     assert unknown == {"priors", "dreambooth", "generate", "train", "evaluate"} and made.hours is None
-    assert "unknown" in vhs("run", "debug/demo", "classifier.model=resnet26t", "--dry-run")
+    assert "unknown" in vhs("run", "debug/demo", "classifier.model=resnet26t", "--dry-run", "--out", tmp_path / "run")
 
 
 def test_rates_of_another_device_are_refused(reference):

@@ -331,8 +331,9 @@ def test_where_a_set_lies_is_no_science():
     assert Config.of(settings.science, settings.free) == settings and Config.of(settings.science, {"data": "phantoms"}).generators[0].dose == 7
 
 
-def test_the_planner_counts_them():
+def test_the_planner_counts_them(tmp_path):
+    dry = ("run", "demo", "--dry-run", "--out", tmp_path / "run")
     alone, beside = ([GAN, f"arms=[real-matched,{arms}gan]"] for arms in ("", "mixed,"))
-    rows = [{line.split()[1]: int(line.split()[3]) for line in vhs("run", "demo", "--dry-run", *words).splitlines() if line.startswith("│ ")}
+    rows = [{line.split()[1]: int(line.split()[3]) for line in vhs(*dry, *words).splitlines() if line.startswith("│ ")}
             for words in (alone, beside)]  # fmt: skip
     assert "priors" not in rows[0] and rows[0]["dreambooth"] == 1 and rows[1]["dreambooth"] == 2 and rows[1]["generate"] == 2 * rows[0]["generate"]
