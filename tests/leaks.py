@@ -73,8 +73,9 @@ def do(run: plan.Run, units: list):
 
 def judged(run: plan.Run, arm: str) -> float:
     """Accuracy on the test part of `arm`, the only one that is trained."""
+    run = plan.Run(run.url, run.config.model_copy(update={"arms": (arm,)}))
     for stage in (train, evaluate):
-        do(run, [unit for unit in stage.units(run) if unit.params["arm"] == arm])
+        do(run, stage.units(run))
     found = pd.concat([manifest.read(run.storage, path).to_pandas() for path in run.committed("evaluate", arm=arm)], ignore_index=True)
     return metrics.accuracy(found[found.role == metrics.HELD_OUT])["accuracy"]
 
