@@ -23,7 +23,8 @@ WORDS = {
     "PREEMPTED": "preempted", "NODE_FAIL": "its node failed", "BOOT_FAIL": "its node failed", "TIMEOUT": "time limit", "CANCELLED": "cancelled",
     "REQUEUED": "requeued", "OUT_OF_MEMORY": "out of memory", "FAILED": "killed", "COMPLETED": "killed",
 }  # fmt: skip
-UNITS_OWN = ("out of memory", "killed")  # what a unit may bring on itself: they count as tries, the others are the cluster's doing
+UNSAID = "killed: no accounting here to say by what"
+UNITS_OWN = ("out of memory", "killed", UNSAID)  # what a unit may bring on itself: they count as tries, the others are the cluster's doing
 SAYS_MEMORY = (b"exceeded memory limit", b"oom-kill", b"oom_kill", b"Out Of Memory")  # slurmstepd in the log of a job whose state is only FAILED
 
 
@@ -52,7 +53,13 @@ def judge(storage: Storage, unit: Unit, before: tuple[Attempt, ...], tries: int)
                     failure = failures.blame(storage, unit, f"its job ended: {word}", one.node, one.job)
         left = [one for one in left if (one.identity, one.number) not in words]
         known = failures.read(storage, unit.identity)
-        if (known.tries if known else 0) + len(left) < tries or time.monotonic() > until:
+        if (known.tries if known else 0) + len(left) < tries:
+            break
+        if time.monotonic() > until:
+            if _kept(storage).get("silent"):  # else a unit that kills its jobs would have every one of them
+                for one in left:
+                    close(storage, one, UNSAID)
+                    failure = failures.blame(storage, unit, f"its job ended: {UNSAID}", one.node, one.job)
             break
         time.sleep(LOOK_S)
     return failure if failure and failure.tries >= tries else None
@@ -60,23 +67,27 @@ def judge(storage: Storage, unit: Unit, before: tuple[Attempt, ...], tries: int)
 
 def _runs(storage: Storage, jobs: set[str]) -> dict[str, list[str]]:
     """job -> the state of each of its runs, from the first: a requeue begins another."""
-    try:
-        kept = json.loads(storage.read(KEPT))
-    except (FileNotFoundError, ValueError):
-        kept = {"asked_s": 0.0, "jobs": {}}
+    kept = _kept(storage)
     if time.time() - kept["asked_s"] < ASK_S and kept["asked_s"] <= time.time():
         return kept["jobs"]
     try:
         which = ("--duplicates", f"--jobs={','.join(sorted(jobs))}", "--format=JobID,Start,State,End")
         said = scheduler.ask("sacct", "-X", "-n", "-P", *which, SLURM_TIME_FORMAT="standard")
     except (OSError, RuntimeError):  # no SLURM here, or no accounting now
-        said = ""
+        said = None
     asked: dict[str, list[str]] = {}
-    for job, _, state, end in sorted(line.split("|") for line in said.splitlines() if line.count("|") == 3):
+    for job, _, state, end in sorted(line.split("|") for line in (said or "").splitlines() if line.count("|") == 3):
         asked.setdefault(job, []).append(state.split()[0] if _settled(end) else "")
-    kept = {"asked_s": time.time(), "jobs": kept["jobs"] | asked}
+    kept = {"asked_s": time.time(), "jobs": kept["jobs"] | asked, "silent": said is None}
     storage.put(KEPT, json.dumps(kept).encode(), durable=False)
     return kept["jobs"]
+
+
+def _kept(storage: Storage) -> dict:
+    try:
+        return json.loads(storage.read(KEPT))
+    except (FileNotFoundError, ValueError):
+        return {"asked_s": 0.0, "jobs": {}}
 
 
 def _settled(end: str) -> bool:

@@ -11,6 +11,7 @@ import getpass
 import json
 import math
 import os
+import shutil
 import signal
 import time
 from dataclasses import dataclass
@@ -20,6 +21,10 @@ from jobs.drive import frontier
 from jobs.plan import Run, reopen
 from jobs.share import ORDER, ROUNDED, Link
 from jobs.site import Site, forget_allocation
+
+GRACE_S = 900
+AGAIN = 85  # how a job ends in a container, which has no scontrol: the script around it asks for the requeue
+TEARDOWN = f'ended=$?; [ $ended -ne {AGAIN} ] || scontrol requeue "$SLURM_JOB_ID"; exit $ended'
 
 
 def links(run: Run, until: str = ORDER[-1]) -> list[Link]:
@@ -67,18 +72,23 @@ class Job:
     max_requeues: int
 
     def __call__(self):
-        """Do the share. Asked by USR2, a job is queued again once its work is saved, as often as the site allows; TERM ends it."""
+        """Do the share. Asked by USR2, a job is queued again once its work is saved, as often as the site allows; after TERM it waits to be killed."""
         again = signal.getsignal(signal.SIGUSR2)  # submitit's: asks `checkpoint` and requeues
         interrupt.listen()
         if (times := int(os.environ.get("SLURM_RESTART_COUNT", 0))) > self.max_requeues:  # submitit counts those that it asked for, not lost nodes
             raise RuntimeError(f"queued again {times} times, the site allows max_requeues={self.max_requeues}: vhs retry {self.url} begins anew")
         run = reopen(self.url)
         run.only_scope = self.scope
+        execution = run.config.execution.model_copy(update={"workers": 1})  # the job has the cores, the memory and the GPU of one
+        run.config = run.config.model_copy(update={"execution": execution})
         world.set_environment(run.config.threads)
         try:
             share.work(run, self.link, self.index, self.count, world.machines())
         except interrupt.Interrupted:
-            if interrupt.asked_by == signal.SIGUSR2:
+            # TERM alone: scancel, or the grace time of a preemption, after which SLURM queues again what it had to kill, and not what has ended by itself
+            if interrupt.wait_for(signal.SIGUSR2, GRACE_S):
+                if not shutil.which("scontrol"):
+                    os._exit(AGAIN)
                 again(signal.SIGUSR2, None)
             raise
 
@@ -96,14 +106,15 @@ def submit(run: Run, cluster: str, until: str = ORDER[-1]) -> dict:
     from submitit.core.utils import FailedJobError
 
     forget_allocation()
-    site, jobs, after = Site.load(cluster), [], []
+    site, jobs, after, chain = Site.load(cluster), [], [], links(run, until)
     stamp = f"{time.time_ns()}"  # a folder of its own: another cluster would give the same job numbers, and submitit take old results for new
     folder = run.storage.shared / "state" / "slurm" / stamp
     folder.mkdir(parents=True, mode=0o700)
     ill = sorted(history.ill_nodes(run))
     for name in run.under(failures.FOLDER):
         run.storage.delete(name)  # somebody starts it afresh: earlier tries do not count
-    for link in links(run, until):
+    counts = {link.name: max(1, math.ceil(link.units / site.resources(link.stage).units_per_job)) for link in chain}
+    for link in chain:
         resources = site.resources(link.stage)
         options = resources.sbatch(link.ranks)
         if ill:
@@ -112,9 +123,10 @@ def submit(run: Run, cluster: str, until: str = ORDER[-1]) -> dict:
         executor = SlurmExecutor(folder / link.name, max_num_timeout=site.max_requeues, python=site.command)
         executor.update_parameters(
             **options, job_name=f"vhs-{run.config.name}-{link.name}".replace("/", "-"), comment=run.storage.url, setup=site.lines,
-            signal_delay_s=resources.signal_s, array_parallelism=resources.max_jobs, stderr_to_stdout=True, additional_parameters=more,
+            teardown=[TEARDOWN], srun_args=[f"--cpus-per-task={options['cpus_per_task']}", "--kill-on-bad-exit=0"], stderr_to_stdout=True,
+            signal_delay_s=resources.signal_s, array_parallelism=resources.max_jobs, additional_parameters=more,
         )  # fmt: skip
-        count = max(1, math.ceil(link.units / resources.units_per_job))
+        count = counts[link.name]
         work = [Job(run.storage.url, run.only_scope, link, n, count, site.max_requeues) for n in range(count)]
         after = []
         for start in range(0, count, site.max_array):
@@ -123,7 +135,10 @@ def submit(run: Run, cluster: str, until: str = ORDER[-1]) -> dict:
                     submitted = [executor.submit(job) for job in work[start : start + site.max_array]]
             except FailedJobError as error:
                 _cancel([job["id"] for job in jobs])
-                raise RuntimeError(f"sbatch refused the jobs of {link.name}, and those before are taken back: {error}") from error
+                raise RuntimeError(
+                    f"sbatch refused the jobs of {link.name}, and those before are taken back: {error}. The chain has {sum(counts.values())} jobs, {count} of "
+                    "them these: where a site allows fewer at a time, give its stages more `units_per_job`"
+                ) from error
             jobs += [{"id": job.job_id, "link": link.name} for job in submitted]
             after.append(submitted[0].job_id.partition("_")[0])
     record = {"when_s": time.time(), "cluster": cluster, "log": str(folder), "jobs": jobs, "left_out": ill}
@@ -134,9 +149,10 @@ def submit(run: Run, cluster: str, until: str = ORDER[-1]) -> dict:
 def queued(run: Run) -> dict[str, str]:
     """Jobs of the run that SLURM still has, waiting or at work: id -> what squeue says of it (state, and the reason to wait). They are known by
     their comment, the run's address: numbers begin again with a new cluster."""
-    said = scheduler.ask("squeue", "--noheader", "--array", "--user", getpass.getuser(), "--format", "%i %T %r %k")
-    lines = [line.split(maxsplit=3) for line in said.splitlines()]
-    return {job: f"{state} {reason}" for job, state, reason, *comment in lines if comment == [run.storage.url]}
+    said = scheduler.ask("squeue", "--noheader", "--array", "--user", getpass.getuser(), "--format", "%i|%T|%k|%r")
+    jobs = [line.split("|", 2) for line in said.splitlines()]
+    mine = f"{run.storage.url}|"  # it may hold any character, and a reason to wait spaces
+    return {job: f"{state} {rest.removeprefix(mine)}" for job, state, rest in jobs if rest.startswith(mine)}
 
 
 def cancel(run: Run) -> int:

@@ -75,7 +75,7 @@ def owner() -> dict:
 
 @cache
 def _process(pid: int) -> dict:
-    return {"machine": machine(), "pid": pid, "started": _started(pid), "node": socket.gethostname()}
+    return {"machine": machine(), "pid": pid, "started": _started(pid), "node": os.environ.get("SLURMD_NODENAME") or socket.gethostname()}
 
 
 def _job() -> str:

@@ -23,7 +23,7 @@ from uuid import uuid4
 
 from jobs import scheduler
 from jobs.config import Config
-from jobs.site import STAGES, Resources, Site
+from jobs.site import STAGES, Resources, Site, forget_allocation
 
 PROBE_S = 60  # for the node's job to start and end
 MODULES = ("torch", "timm", "diffusers", "accelerate", "deepspeed", "submitit", "pyarrow", "cv2", "vhs", "jobs", "shards")
@@ -204,7 +204,7 @@ def arrays(place: Place) -> str:
 def accounting(place: Place) -> str:
     kind = place.settings["AccountingStorageType"]
     if "none" in kind:
-        raise Problem(f"AccountingStorageType is {kind}", "without sacct vhs status cannot say why a job vanished; all else goes on")
+        raise Problem(f"AccountingStorageType is {kind}", "without sacct a job that vanished has no reason, and `execution.tries` of them give their unit up")
     scheduler.ask("sacct", "-X", "-n", "--jobs=1")
     return f"{kind} answers"
 
@@ -369,6 +369,7 @@ def needs(config: Config) -> list[str]:
 
 def examine(on: str, place: Place, only: str | None = None):
     """Make the checks of `on`, or the one called `only` -> a Finding each, as they come. What kept one from seeing anything is said once."""
+    forget_allocation()  # as before a run is submitted: what is accepted by a SBATCH_ACCOUNT of this shell would be refused then
     told: dict[str, str] = {}  # what an error says -> the check that said it first
     for name, (_, check) in CHECKS[on].items():
         if only in (None, name):

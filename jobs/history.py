@@ -69,11 +69,11 @@ def beat(run: Run, one: Attempt) -> dict:
 
 
 def ill_nodes(run: Run) -> dict[str, int]:
-    """Nodes to leave out: node -> units that failed there since the last submission and on no other node, ILL at least, while another node did some."""
+    """SLURM's nodes to leave out: node -> units that failed there since the last submission and on no other node, ILL at least, while another node did some."""
     since = max((json.loads(run.storage.read(name))["when_s"] for name in run.names if name.startswith("state/submissions/")), default=0.0)
     where: dict[str, set[str]] = {}
     for one in ended(run):
-        if one.attempt.began_s >= since and (one.attempt.how == "failed" or one.cause == "its node failed"):
+        if one.attempt.job and one.attempt.began_s >= since and (one.attempt.how == "failed" or one.cause == "its node failed"):
             where.setdefault(one.attempt.identity, set()).add(one.attempt.node)
     count = Counter(next(iter(nodes)) for nodes in where.values() if len(nodes) == 1)
     well = {record.get("node") for record in done_records(run) if record.get("ended_s", 0) >= since}

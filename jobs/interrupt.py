@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 asked = threading.Event()
-asked_by: int | None = None  # the signal that asked first
+asked_by: int | None = None  # the signal that asked: the first one, but USR2 says more than TERM, which may precede it
 _listening, _patient = False, 0
 
 
@@ -44,7 +45,7 @@ def listen_again():
 
 def _ask(number: int, frame):
     global asked_by
-    asked_by = asked_by or number
+    asked_by = signal.SIGUSR2 if signal.SIGUSR2 in (asked_by, number) else number
     asked.set()
     if not _patient:
         raise Interrupted(signal.Signals(number).name)
@@ -54,6 +55,15 @@ def check():
     """Interrupted, if somebody asked."""
     if asked.is_set():
         raise Interrupted("asked to stop")
+
+
+def wait_for(number: int, most_s: float) -> bool:
+    """Whether that signal asked too, within `most_s`. For whoever has stopped already."""
+    until = time.monotonic() + most_s
+    with patiently():
+        while asked_by != number and time.monotonic() < until:
+            time.sleep(0.2)
+    return asked_by == number
 
 
 @contextmanager

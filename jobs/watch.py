@@ -10,7 +10,8 @@ from jobs.dispatch import Outcome
 from jobs.drive import Failed, Show, frontier, publish, reaches
 from jobs.plan import PlanError, Run
 
-LOOK_S, ASK_S, LAG_S = 2.0, 10.0, 30.0  # at markers; at SLURM's queue; what an empty queue may precede the last marker by on slow file systems
+LOOK_S, ASK_S = 2.0, 10.0  # at markers; at SLURM's queue
+LAG_S, BLIND_S = 30.0, 90.0  # an empty queue may precede the last failure, and the last marker, which NFS shows a minute late
 
 
 def watch(run: Run, show: Show, until: str | None = None):
@@ -33,6 +34,7 @@ def watch(run: Run, show: Show, until: str | None = None):
             failed = [Outcome(left[one.identity], "failed", f"{one.reason} (on {one.node})") for one in status.failed(run) if one.identity in left]
             if failed:
                 raise Failed(failed, run.url)
+        if empty_since and time.monotonic() - empty_since > BLIND_S:
             left_over = f"SLURM has no job of {run.url} left, and {len(pending)} units of {stage} are not done"
             raise PlanError(f"{left_over}: vhs status {run.url} says what is known, the same command submits them again")
         time.sleep(LOOK_S)

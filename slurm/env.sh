@@ -11,7 +11,11 @@ if [ -z "${SLURM_JOB_ID:-}" ] || [ -z "${VHS_PYTHON:-}" ]; then
     unset VHS_EXPORTS
 fi
 if [ -n "${SLURM_JOB_ID:-}" ]; then
+    VHS_STRICT=$-
+    set +eu # what makes an environment (conda, modules) names variables that are not set, and fails on the way
     eval "$VHS_SETUP"
+    case $VHS_STRICT in *e*) set -e ;; esac
+    case $VHS_STRICT in *u*) set -u ;; esac
 fi
 eval "PYTHON=($VHS_PYTHON)" # arrays: the Python of a node with what goes before it,
 VHS=("${PYTHON[@]}" -P -m jobs.cli) # and vhs by it; a jobs.py in the current folder is not ours

@@ -116,6 +116,24 @@ def test_a_unit_that_fails_is_named_with_its_node_and_what_to_do(cluster, refere
     until(lambda: not cluster.run(["squeue", "--noheader"]).strip(), "nothing left running")
 
 
+def test_jobs_that_wait_for_nodes_are_seen_and_taken_back(cluster, reference, tmp_path):
+    """SLURM says in a sentence why: "Nodes required for job are DOWN, DRAINED or …"."""
+    run = begin(tmp_path / "run with spaces", reference, "dreambooth.seed=9")
+    every = cluster.run(["sinfo", "--noheader", "--format", "%N"]).split()[0]
+    cluster.run(["scontrol", "update", f"node={every}", "state=drain", "reason=maintenance"])
+    try:
+        on(cluster, "stage", "dreambooth", run.url, *SITE, "--detach")
+        job = job_of(tmp_path / "run with spaces", "dreambooth")
+        reason = until(lambda: (said := cluster.job(job)["Reason"]) not in ("None", "Priority") and said, "a reason to wait")
+        shown = until(lambda: [line for line in cluster.run(["squeue", "-h", "-o", "%i %r"]).splitlines() if line.startswith(job)], "it in the queue")
+        said = on(cluster, "status", run.url, environment={"COLUMNS": "250"})
+        assert "PENDING" in said and "no job" not in said, (said, reason, shown)
+        on(cluster, "cancel", run.url)
+        assert not cluster.run(["squeue", "--noheader"]).strip(), (reason, shown)
+    finally:
+        cluster.run(["scontrol", "update", f"node={every}", "state=resume"])
+
+
 @pytest.mark.slow
 def test_nodes_and_jobs_are_lost_and_nothing_else(cluster, reference, tmp_path, figure):
     """While a detached run goes: a task requeued, another killed, a node without power. Every unit is committed once, with the same bytes."""

@@ -6,11 +6,13 @@ import json
 import os
 import re
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from cluster import Cluster, until
 from conftest import markers, vhs
 from test_actors import ray_job, records
@@ -18,6 +20,7 @@ from test_chain import SITE, begin, job_of, jobs, on
 from test_resume import assert_same
 
 from jobs import claim, failures
+from jobs.config import CONFIGS
 from jobs.site import Site
 
 INTERVAL = 25  # steps between checkpoints
@@ -54,6 +57,23 @@ def _preempt(cluster: Cluster, job: str):
     cluster.sbatch("--partition=high", "--nodes=4", "--exclusive", "--output=/dev/null", script="true")
 
 
+def _preempt_by_term(cluster: Cluster, job: str):
+    """As SLURM does unless it is told to send a job's own signal: TERM, and KILL after the grace time."""
+    file = cluster.folder / "etc" / "slurm.conf"
+    told = file.read_text()
+    assert "SlurmctldParameters=preempt_send_user_signal" in told
+    file.write_text(told.replace("SlurmctldParameters=preempt_send_user_signal", ""))
+    try:
+        cluster.daemon("slurmctld", "off")
+        cluster.daemon("slurmctld", "on")
+        _preempt(cluster, job)
+        until(lambda: cluster.job(job)["JobState"] != "RUNNING", "its grace time is over")
+    finally:
+        file.write_text(told)
+        cluster.daemon("slurmctld", "off")
+        cluster.daemon("slurmctld", "on")
+
+
 def _limit(cluster: Cluster, job: str):
     cluster.run(["scontrol", "update", f"job={job}", "EndTime=now+35"])
 
@@ -70,14 +90,25 @@ def _power_off(cluster: Cluster, job: str):
     cluster.node(int(node.removeprefix("node")), "on")
 
 
-TRAINING = {"preempted": _preempt, "at its time limit": _limit, "requeued": _requeue, "its node without power": _power_off}
+CONTAINED = "in a container at its time limit"
+TRAINING = {
+    "preempted": _preempt, "preempted by TERM": _preempt_by_term, CONTAINED: _limit, "at its time limit": _limit, "requeued": _requeue,
+    "its node without power": _power_off,
+}  # fmt: skip
+
+
+def _without_slurm(folder: Path) -> tuple[str, ...]:
+    """A site whose Python has no command of SLURM's around it, as in a container."""
+    site = yaml.safe_load((CONFIGS / "clusters" / "testcluster.yaml").read_text()) | {"python": f"env PATH=/nowhere {sys.executable}"}
+    (folder / "contained.yaml").write_text(yaml.safe_dump(site))
+    return "--on", "slurm", "--cluster", str(folder / "contained.yaml")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", TRAINING)
 def test_a_training_loses_at_most_one_interval(what, cluster, reference, trained, tmp_path, figure):
     run = begin(tmp_path / "run", reference, *LONG)
-    on(cluster, "stage", "dreambooth", run.url, *SITE, "--detach")
+    on(cluster, "stage", "dreambooth", run.url, *(_without_slurm(tmp_path) if what == CONTAINED else SITE), "--detach")
     job, folder = job_of(tmp_path / "run", "dreambooth"), Path(run.url)
     until(lambda: _step(folder) >= INTERVAL + 10, "a checkpoint, and steps after it")
     seen = [_step(folder)]

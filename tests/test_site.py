@@ -176,6 +176,16 @@ def test_what_the_shell_got_runs_as_it_was_written(site):
     assert said == ["it's me", "changed", "$WHO", "1", "env", "A=b c", "python", "-P", "-m", "jobs.cli"]
 
 
+def test_an_environment_may_be_made_as_a_login_shell_makes_it(site):
+    """conda and modules name variables that are not set, and lines may fail; around them the scripts stay strict."""
+    file = site(setup=['export PROJ_WAS="$PROJ_LIB"', "false", "export CONDA=active"])
+    said = shell(
+        f'set -uo pipefail\n. <(cluster_env {file})\nexport SLURM_JOB_ID=1 VHS_CLUSTER={file}\n. slurm/env.sh\n'
+        'printf "%s\\0" "$CONDA" "$PROJ_WAS" "$-" "$(set -o | grep pipefail | tr -d " \\t")"'
+    )
+    assert said[:2] == ["active", ""] and {"e", "u"} <= set(said[2]) and said[3] == "pipefailon"
+
+
 def test_env_sh_serves_one_stage_after_another(site, tmp_path):
     """On a login node; nothing of the stage before is left, and a site that is wrong stops it with the reason."""
     file = site(**GPU_SITE)
