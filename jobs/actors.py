@@ -21,6 +21,7 @@ from jobs.unit import Unit
 from shards.storage import open_storage
 
 LOOK_S, START_S = 5, 600  # between two looks at what nodes there are; until something begins, a cloud's first node included
+ASKED = 1000  # actors at most that an autoscaler is asked to make room for: it packs them one by one
 ANSWER_S = 4  # for Ray's head
 
 
@@ -30,7 +31,7 @@ class Actors:
     def __init__(self, config: Config, most: int | None = None, runtime_env: dict | None = None):
         """`most`: actors at a time, default as many as there is room for. `runtime_env`: Ray's, of every worker."""
         reach(runtime_env)
-        self._config, self._most, self._busy = config, most, set()
+        self._config, self._most, self._busy, self._wished = config, most, set(), []
 
     def __enter__(self) -> Actors:
         return self
@@ -38,6 +39,7 @@ class Actors:
     def __exit__(self, *_):
         import ray
 
+        self._wish(0)
         ray.shutdown()  # this driver's actors end with it; the cluster is somebody else's
 
     def run(self, url: str, config: Config, units: list[Unit], watch=None) -> Iterator[Outcome]:
@@ -79,6 +81,7 @@ class Actors:
         moved_s = looked_s = time.monotonic()
         room = self._room()
         while waiting or at_work:
+            self._wish(len(waiting) + len(at_work))
             wanted = max(0, min(len(waiting), room - len(at_work)))  # actors beside those at work
             del idle[wanted:]  # Ray ends them, and whoever waits for their cores gets them
             for reference in list(starting)[wanted - len(idle) :]:
@@ -108,8 +111,17 @@ class Actors:
             if not at_work and time.monotonic() - moved_s > START_S:
                 raise RuntimeError(f"Ray started no worker in {START_S} s: each asks for {_share(self._config, 1)}. See ray status, or ask for less (threads)")
 
+    def _wish(self, actors: int):
+        """Tell the autoscaler, where the cluster has one, how many actors there is work for: it would not bring a node for what is not even asked for."""
+        from ray.autoscaler.sdk import request_resources
+
+        wished = [_share(self._config, 1)] * min(actors, self._most or ASKED, ASKED)
+        if wished != self._wished:
+            request_resources(bundles=wished)
+            self._wished = wished
+
     def _room(self) -> int:
-        """Actors that the nodes which are there now have room for, were they ours alone; one at least, for which an autoscaler may bring a node."""
+        """Actors that the nodes which are there now have room for, were they ours alone; one at least."""
         return max(1, min(self._most or sys.maxsize, sum(_holds(self._config, node) for node in _nodes())))
 
     def _gang(self, url: str, unit: Unit) -> Outcome:
@@ -122,7 +134,7 @@ class Actors:
         share = _share(self._config, each)
         group = placement_group([share] * nodes, strategy="STRICT_SPREAD")
         try:
-            if not group.wait(timeout_seconds=120):
+            if not group.wait(timeout_seconds=START_S):
                 return Outcome(unit, "failed", f"Ray has no {nodes} nodes free for {unit.ranks} ranks of {unit.stage}: {share} each")
             actors = [
                 _worker(self._config, each, PlacementGroupSchedulingStrategy(group, n)).remote(self._config.threads) for n in range(nodes)

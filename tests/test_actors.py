@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -36,20 +36,30 @@ def ray_job(cluster, folder, *arguments) -> str:
     return cluster.run(["env", f"PYTHONPATH={ROOT}", "bash", "-euc", line], cwd=folder).strip()
 
 
-@pytest.fixture
-def two_nodes(tmp_path) -> Iterator[dict[str, str]]:
-    """Ray's own processes of a head and of one more node, of three cores each -> what a driver needs in its environment."""
+@contextmanager
+def ray_here(tmp_path, head: list[str], *others: list[str], cloud: dict | None = None) -> Iterator[dict[str, str]]:
+    """Ray's own processes on this machine, each with options of its own -> what a driver needs in its environment. `cloud`: the types of node that
+    Ray's autoscaler may bring, by its provider for one machine."""
     token = tmp_path / "token"
     token.write_text(secrets.token_hex(32))
     with closing(socket.socket()) as one, tempfile.TemporaryDirectory(prefix="vhs-ray-") as short:
         one.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{one.getsockname()[1]}"
     known = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_ADDRESS": address, "RAY_TMPDIR": short}
-    common = ["--node-ip-address=127.0.0.1", "--num-cpus=3", "--disable-usage-stats", f"--object-store-memory={100 << 20}"]
-    environment = {**os.environ, **known, "PYTHONPATH": str(ROOT)}
+    common = ["--node-ip-address=127.0.0.1", "--disable-usage-stats", f"--object-store-memory={100 << 20}"]
+    environment = {**os.environ, **known, "PYTHONPATH": str(ROOT), "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
     ray = [str(Path(sys.executable).parent / "ray"), "start"]
+    head = [*head, "--head", f"--port={address.partition(':')[2]}", f"--temp-dir={short}", "--include-dashboard=false"]
+    if cloud:
+        head_type = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
+        config = {
+            "cluster_name": "here", "max_workers": 8, "upscaling_speed": 1.0, "idle_timeout_minutes": 1, "auth": {}, "head_node_type": "ray.head.default",
+            "provider": {"type": "fake_multinode", "gcs_address": address}, "available_node_types": {"ray.head.default": head_type, **cloud},
+        }  # fmt: skip
+        (tmp_path / "cloud.json").write_text(json.dumps(config))
+        head.append(f"--autoscaling-config={tmp_path / 'cloud.json'}")
     try:
-        for where in (["--head", f"--port={address.partition(':')[2]}", f"--temp-dir={short}", "--include-dashboard=false"], [f"--address={address}"]):
+        for where in (head, *([f"--address={address}", *other] for other in others)):
             subprocess.run([*ray, *where, *common], env={**environment, "RAY_ADDRESS": ""}, check=True, capture_output=True, timeout=120)
         yield known | {"PYTHONPATH": str(ROOT)}
     finally:
@@ -60,16 +70,28 @@ def two_nodes(tmp_path) -> Iterator[dict[str, str]]:
         shutil.rmtree(short, ignore_errors=True)
 
 
-def test_actors_that_ray_has_no_room_for_hold_nothing_up(two_nodes, tmp_path):
+def test_actors_that_ray_has_no_room_for_hold_nothing_up(tmp_path):
     """Twice three cores are two actors of two cores each. And a unit has the claim of a machine that is gone, as that of a former driver's actor."""
     run = plan.start(config.load("debug/demo", ["threads=2", "ingest.shard_images=8", "execution.stale_s=2"]), str(tmp_path / "run"))
     units = run.units("ingest")
     lost = f"{claim.FOLDER}{units[3].identity}-0000.json"
     run.storage.commit(lost, json.dumps({**claim.owner(), "machine": "elsewhere"}).encode())
-    vhs("stage", "ingest", run.url, "--on", "ray", environment=two_nodes)
+    with ray_here(tmp_path, ["--num-cpus=3"], ["--num-cpus=3"]) as environment:
+        vhs("stage", "ingest", run.url, "--on", "ray", environment=environment)
     run.refresh()
     assert len(units) > 3 and all(run.done(unit) for unit in units)
     assert claim.read(run.storage, lost).cause == "killed: its heart stood still"
+
+
+@pytest.mark.slow
+def test_an_autoscaler_brings_the_nodes_that_there_is_work_for(reference, tmp_path):
+    """A head that takes no work, and up to three workers of one core: Ray's own autoscaler, over nodes on this machine."""
+    worker = {"resources": {"CPU": 1, "object_store_memory": 100 << 20}, "node_config": {}, "min_workers": 0, "max_workers": 3}
+    run = begin(tmp_path / "run", reference, "generation.seed=9", "generation.unit_images=2", "generation.round_units=9")
+    with ray_here(tmp_path, ["--num-cpus=0"], cloud={"worker": worker}) as environment:
+        vhs("stage", "generate", run.url, "--on", "ray", environment=environment)
+    times = [(record["ended_s"] - record["seconds"], record["ended_s"]) for record in records(tmp_path / "run") if record["stage"] == "generate"]
+    assert max(sum(began <= at < ended for began, ended in times) for at, _ in times) == 3, times
 
 
 @pytest.mark.slow
