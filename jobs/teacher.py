@@ -11,8 +11,8 @@ from collections.abc import Callable
 SURE = 0.9
 
 
-def train(config, inputs, output, scope) -> float:
-    """Trains the teacher on `scope.training` into OUT/teacher -> the least confidence at which it is believed."""
+def train(config, inputs, output, scope, after: int) -> float:
+    """Trains the teacher on `scope.training` into OUT/teacher -> the least confidence at which it is believed. `after`: steps of the unit before it."""
     import numpy as np
 
     from jobs import batches, models, world
@@ -31,7 +31,7 @@ def train(config, inputs, output, scope) -> float:
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
         accelerator=accelerator,
-        progress=Phase(output.progress, "teacher"),
+        progress=Phase(output.progress, "teacher", after),
         seed=config.labeller.seed,
         augment=augmentation.for_classifier(settings, config.measure.mirror),
         size_px=settings.size_px,
@@ -69,14 +69,17 @@ def answers(config, inputs, rows):
 
 
 class Phase:
-    """One of several loops of a unit: it goes on from its own checkpoints only, so a crash in a later loop repeats the ones before it."""
+    """One of several loops of a unit: it goes on from its own checkpoints only, so a crash in a later loop repeats the ones before it.
 
-    def __init__(self, progress, name: str):
-        self._progress, self._name = progress, name
+    `after`: steps of the loops before. The highest step is taken for the newest, so those of a later loop have to be the higher ones.
+    """
+
+    def __init__(self, progress, name: str, after: int = 0):
+        self._progress, self._name, self._after = progress, name, after
 
     def resume(self) -> dict | None:
         state = self._progress.resume()
         return state if state and state.get("phase") == self._name else None
 
     def step(self, step: int, total: int, metrics: dict[str, float], capture: Callable[[], dict]) -> None:
-        self._progress.step(step, total, metrics, lambda: {"phase": self._name, **capture()})
+        self._progress.step(self._after + step, self._after + total, metrics, lambda: {"phase": self._name, **capture()})

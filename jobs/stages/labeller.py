@@ -44,12 +44,13 @@ def work(config, inputs, output) -> Files:
         labeller = Labeller.scratch(view, settings)
     else:
         labeller = replace(Labeller.load(models.labeller(config)), dropout=settings.dropout)
-    if settings.steps and len(pointed):
+    steps = settings.steps if len(pointed) else 0
+    if steps:
         accelerator = world.accelerator(config.execution.device)
         epochs = batches.Epochs(
             inputs.storage, pointed, settings.batch, batches.shuffled(len(pointed), settings.seed), points_at=config.resolution
         )
-        curve = Curve(settings.steps)
+        curve = Curve(steps)
         labeller = fine_tune(
             labeller,
             epochs,
@@ -69,14 +70,14 @@ def work(config, inputs, output) -> Files:
         thresholds=fit_thresholds(measured, settings.keep_quantile, settings.slack, unseen),
         copies=Copies.fit(measured, known.key.tolist(), known.patient.tolist()),
     ).save(output.folder)
-    taught = {"teacher_confidence": teacher.train(config, inputs, output, real)} if config.label_by == "teacher" else {}
+    taught = {"teacher_confidence": teacher.train(config, inputs, output, real, after=steps)} if config.label_by == "teacher" else {}
     began = [models.labeller(config), *([models.here(config.classifier.weights)] if taught else [])]
     seen = lineage.seen(known, *map(models.seen, began))
     (output.folder / "lineage.json").write_text(json.dumps(seen, indent=1))
     return Files(
         {
             "scope": inputs.params["scope"],
-            "fine_tuned_on": len(pointed) if settings.steps else 0,
+            "fine_tuned_on": len(pointed) if steps else 0,
             "inner_images": len(real.inner),
             "inner_index_mae": None if error.isna().all() else float(error.mean()),
             **taught,
