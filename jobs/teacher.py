@@ -1,14 +1,25 @@
 """A teacher labels by look, for sets that have classes but no key points (`label_by: teacher`): a classifier of a scope's real training images.
 
 It lies in the scope's labeller folder, so that folder's lineage covers it. Its word counts where it is at least as confident as it had to be on the
-inner validation for SURE of its answers to be right.
+inner validation for SURE of its answers to be right. So that these images say what it will be worth on others, nothing else is chosen by them: it is
+trained by the cosine schedule to its last weights, each image once an epoch and all weighing the same, whatever UNUSED says to the arms.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from vhs.settings import Classifier
+
 SURE = 0.9
+# of the classifier section: what goes by the inner validation, by the arms' draws of classes and origins, or by the arms' own ranks
+UNUSED = ("schedule", "plateau_patience", "plateau_factor", "keep", "class_weights", "class_prior", "pretrain_share", "ranks", "sharding")
+
+
+def science(classifier: dict) -> dict:
+    """Of the science of the classifier section what a teacher depends on; the rest as if nothing were said of it."""
+    usual = Classifier().model_dump(mode="json")
+    return classifier | {name: usual[name] for name in UNUSED if name in classifier}
 
 
 def train(config, inputs, output, scope, after: int) -> float:
@@ -19,7 +30,8 @@ def train(config, inputs, output, scope, after: int) -> float:
     from vhs import augmentation, training
     from vhs.networks import build_classifier, save_classifier
 
-    settings = models.begun_from(config.classifier)
+    choice = Classifier.model_validate(science(config.classifier.model_dump(mode="json")))
+    settings = models.begun_from(choice)
     epochs = batches.Epochs(inputs.storage, scope.training, settings.batch, batches.shuffled(len(scope.training), config.labeller.seed))
     accelerator = world.accelerator(config.execution.device, settings.mixed_precision)
     model = training.fit(
@@ -39,7 +51,7 @@ def train(config, inputs, output, scope, after: int) -> float:
     inner = batches.Epochs(inputs.storage, scope.inner, settings.batch, lambda epoch: np.arange(len(scope.inner)))
     probability = training.predict(model, inner(0, 0), accelerator, size_px=settings.size_px)["probability"]  # in the order of keys, as the rows
     (output.folder / "teacher").mkdir()
-    save_classifier(model, settings, output.folder / "teacher")
+    save_classifier(model, choice, output.folder / "teacher")
     return least_confidence(probability.max(1), probability.argmax(1) == scope.inner.label.to_numpy())
 
 

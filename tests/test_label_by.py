@@ -88,6 +88,25 @@ def test_a_labeller_stopped_in_its_teacher_goes_on_in_it(reference, tmp_path):
     assert committed(tmp_path / "stopped") == committed(tmp_path / "undisturbed")
 
 
+def test_a_labeller_depends_on_what_its_teacher_uses_alone(reference, tmp_path):
+    """The arms' schedule and weights are none of its business, and what it leaves behind does not claim them."""
+    run = labelled(reference, tmp_path / "run", "label_by=teacher", "classifier.epochs=1")
+    (file,) = (tmp_path / "run" / "labeller").glob("**/teacher/config.json")
+    said, asked = json.loads(file.read_text()), run.config.classifier
+    assert (asked.schedule, asked.keep, asked.class_weights) == ("plateau", "best_inner", "balanced")
+    assert (said["schedule"], said["keep"], said["class_weights"]) == ("cosine", "last", "none") and said["model"] == asked.model
+
+    def identity(*overrides: str) -> str:
+        other = plan.start(config.load("debug/demo", ["label_by=teacher", "classifier.epochs=1", *overrides]), str(tmp_path / overrides[0]))
+        drive(other, reuse=str(reference), only="split")
+        (unit,) = other.units("labeller")
+        return unit.identity
+
+    (own,) = (unit.identity for unit in run.units("labeller"))
+    assert identity("classifier.keep=last", "classifier.schedule=cosine", "classifier.class_weights=none", "classifier.pretrain_share=0.3") == own
+    assert identity("classifier.learning_rate=0.1") != own
+
+
 def test_a_teacher_is_believed_where_nine_of_ten_were_right():
     confidence, right = np.array([0.99, 0.9, 0.8, 0.7, 0.6]), np.array([True, True, True, False, True])
     assert teacher.least_confidence(confidence, right) == 0.8

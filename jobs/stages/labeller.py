@@ -14,12 +14,15 @@ AFTER = ("ingest", "split")
 
 
 def units(run) -> list[Unit]:
-    from jobs import models
+    from jobs import models, teacher
+
     inputs, init = {"real": run.committed("ingest"), "splits": run.committed("split")}, models.fingerprint(models.labeller(run.config))
     # only a run with a teacher has its labellers depend on the classifier's settings
-    teacher = {"teacher": run.science(("classifier",)) | models.classifier(run.config)} if run.config.label_by == "teacher" else {}
+    taught = {}
+    if run.config.label_by == "teacher":
+        taught["teacher"] = {"classifier": teacher.science(run.science(("classifier",))["classifier"])} | models.classifier(run.config)
     return [
-        run.unit(NAME, f"{FOLDER}/{scope}", inputs, params={"scope": scope, "init": init, **teacher}, ranks=run.config.labeller.ranks)
+        run.unit(NAME, f"{FOLDER}/{scope}", inputs, params={"scope": scope, "init": init, **taught}, ranks=run.config.labeller.ranks)
         for scope in run.scopes
     ]
 
