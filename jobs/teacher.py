@@ -32,7 +32,8 @@ def train(config, inputs, output, scope, after: int) -> float:
 
     choice = Classifier.model_validate(science(config.classifier.model_dump(mode="json")))
     settings = models.begun_from(choice)
-    epochs = batches.Epochs(inputs.storage, scope.training, settings.batch, batches.shuffled(len(scope.training), config.labeller.seed))
+    order = batches.shuffled(len(scope.training), config.labeller.seed)
+    epochs = batches.Epochs(inputs.storage, scope.training, settings.batch, order, pair_last=True)
     accelerator = world.accelerator(config.execution.device, settings.mixed_precision)
     model = training.fit(
         build_classifier(settings, seed=config.labeller.seed),

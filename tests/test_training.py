@@ -69,7 +69,7 @@ def test_an_epoch_that_is_one_image_more_than_whole_batches_trains_models_that_n
     images = torch.randint(0, 256, (9, 1, choice.size_px, choice.size_px), dtype=torch.uint8, generator=training.generator(0))
 
     def drawn(epoch: int, start: int):
-        for rows, weights, total in reader.batches(reader.permutation(len(images), 0, epoch), 4, 0, 1, start):
+        for rows, weights, total in reader.batches(reader.permutation(len(images), 0, epoch), 4, 0, 1, start, pair_last=True):
             yield {"image": images[rows], "label": LABELS[rows], "weight": torch.from_numpy(weights), "total": total}
 
     training.fit(

@@ -51,7 +51,7 @@ def work(config, inputs, output) -> Files:
     if steps:
         accelerator = world.accelerator(config.execution.device)
         epochs = batches.Epochs(
-            inputs.storage, pointed, settings.batch, batches.shuffled(len(pointed), settings.seed), points_at=config.resolution
+            inputs.storage, pointed, settings.batch, batches.shuffled(len(pointed), settings.seed), points_at=config.resolution, pair_last=True
         )
         curve = Curve(steps)
         labeller = fine_tune(

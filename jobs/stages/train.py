@@ -107,7 +107,7 @@ def fit(config, inputs, scope, output, told: Callable[[dict], None] = lambda fig
     settings = models.begun_from(config.classifier)
     lineage.guard_weights(config.classifier.weights, models.seen(settings.weights), scope)
     draw = _draw(config, inputs, scope)
-    epochs = batches.Epochs(inputs.storage, draw.rows, settings.batch, draw.order)
+    epochs = batches.Epochs(inputs.storage, draw.rows, settings.batch, draw.order, pair_last=True)
     steps = settings.epochs * epochs.steps
     counts = np.bincount(draw.rows.label.to_numpy()[draw.order(0)], minlength=len(CLASSES))
     weights = training.balanced_weights(counts) if settings.class_weights == "balanced" else None
