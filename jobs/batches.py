@@ -44,12 +44,16 @@ class Epochs:
     """`batches(epoch, start)` over the rows in the order `order(epoch)`: this rank's part of every global batch of `batch` samples.
 
     A batch holds image uint8 [b, 1, S, S], key, weight [b] (0: padding), total (samples in the global batch), label where rows have one,
-    points [b, K, 2] where `points_at` (the images' side) is given, prompt where the rows have one.
+    points [b, K, 2] where `points_at` (the images' side) is given, prompt where the rows have one. `pair_last`: of an epoch no last batch of one image,
+    for networks that learn with batch norm (shards/reader.py).
     """
 
-    def __init__(self, storage: Storage, rows: pd.DataFrame, batch: int, order: Callable[[int], np.ndarray], points_at: int | None = None):
+    def __init__(
+        self, storage: Storage, rows: pd.DataFrame, batch: int, order: Callable[[int], np.ndarray], points_at: int | None = None, pair_last: bool = False
+    ):
         import torch
 
+        self._pair_last = pair_last
         self._shards, self._batch, self._order, self._keys = open_rows(storage, rows), batch, order, rows.key.to_numpy()
         self._tensors = {"label": torch.tensor(rows.label.to_numpy(np.int64))} if "label" in rows else {}
         if points_at:
@@ -64,7 +68,7 @@ class Epochs:
 
         place = (world.rank(), world.size(), start)
         for indices, weights, total, images in reader.stream(
-            self._shards, self._order(epoch), self._batch, *place, workers=1, decode=decode_png
+            self._shards, self._order(epoch), self._batch, *place, workers=1, decode=decode_png, pair_last=self._pair_last
         ):
             images = torch.from_numpy(np.stack(images))[:, None]
             batch = {name: tensor[torch.from_numpy(indices)] for name, tensor in self._tensors.items()}

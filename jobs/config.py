@@ -121,6 +121,7 @@ class Config(Section):
     high_is_large: bool | None = None  # true: an index equal to the upper edge is large; null: as the view has it
     base: str = "packaged"  # packaged | a diffusers folder, also s3://… | a hub id of Stable Diffusion 1.x / 2.x
     base_revision: str | None = Field(None, pattern="^[0-9a-f]{40}$")  # the commit of a hub id
+    # teacher: a classifier as `classifier` says, but for its schedule, keep, class_weights and what concerns the arms (UNUSED in jobs/teacher.py)
     label_by: Literal["measure", "prompt", "teacher", "hand"] = "measure"  # of generated images (jobs/stages/label.py)
     arms: tuple[Arm, ...] = ("real", "real-matched", "mixed", "measure")  # pretrain, each control (jobs/generators.py), each of `generators`: trainings more
     generators: tuple[Generator, ...] = ()  # outside of this run; each is an arm by its name

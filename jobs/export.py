@@ -64,7 +64,7 @@ def _rows(run, what: str, scope: str) -> pd.DataFrame:
     real = pd.concat([_real(rows, run.config.resolution).assign(split=split) for split, rows in parts.items()], ignore_index=True)
     if what == "real":
         return real.reindex(columns=real.columns.union(SAID.names))
-    drawn = train.accepted(run.config, inputs, of_scope.held_out_patients)
+    drawn = train.accepted(run.config, inputs, of_scope)
     if what == "all":
         rest = inputs.samples("generated").merge(labels.of(inputs), on="key", validate="one_to_one")
         drawn = pd.concat([drawn, rest[~rest.key.isin(drawn.key)]], ignore_index=True)

@@ -1,7 +1,7 @@
 """Who saw whom: the rows a scope may train on, and the guard that refuses a generated image with a leak behind it.
 
-A generated image carries the generator it came from and the labeller that measured it; both recorded the patients they were trained on. If one of
-those patients is held out in the scope that wants to train on the image, the image would carry the held-out patient into training.
+A generated image carries the generator it came from and the labeller that measured it; both recorded the patients and the images they were trained on.
+If one of those is held out in the scope that wants to train on the image, the image would carry the held-out patient into training.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ class LeakError(Exception):
 
 @dataclass(frozen=True)
 class ScopeRows:
-    """The real images of one scope. `held_out_patients` are those of every image that the scope may not learn from, the test part included."""
+    """The real images of one scope. `held_out_patients` and `held_out_keys` are of every image that it may not learn from, the test part included."""
 
     training: pd.DataFrame
     inner: pd.DataFrame
     held_out: pd.DataFrame
     held_out_patients: frozenset[str]
+    held_out_keys: frozenset[str]
 
 
 def split_rows(inputs) -> ScopeRows:
@@ -38,8 +39,9 @@ def split_rows(inputs) -> ScopeRows:
         return real[real.key.isin(keys)].sort_values("key").reset_index(drop=True)
 
     held_out = rows(split.held_out(splits, scope))
-    forbidden = set(held_out.patient) | set(splits.patient[splits.part == "test"])
-    return ScopeRows(rows(split.training(splits, scope)), rows(split.inner(splits, scope)), held_out, frozenset(forbidden))
+    forbidden = pd.concat([held_out, splits[splits.part == "test"]])
+    patients, keys = frozenset(forbidden.patient), frozenset(forbidden.key)
+    return ScopeRows(rows(split.training(splits, scope)), rows(split.inner(splits, scope)), held_out, patients, keys)
 
 
 def own_class_images(given: pd.DataFrame, real: pd.DataFrame, held_out_patients: frozenset[str], bits: int) -> pd.DataFrame:
@@ -107,13 +109,26 @@ def refuse_films(about: tuple[str, str], drawn: pd.DataFrame, real: pd.DataFrame
 def seen(rows: pd.DataFrame, *before: dict[str, list[str]]) -> dict[str, list[str]]:
     """What a model trained on `rows` records: those, and what the models that it began with or learnt from had seen `before` (models.seen)."""
     return {
-        "keys_seen": sorted({*rows.key}.union(*(record["keys_seen"] for record in before))),
+        "keys_seen": sorted({*rows.key}.union(*(record.get("keys_seen", ()) for record in before))),
         "patients_seen": sorted({*rows.patient}.union(*(record["patients_seen"] for record in before))),
     }
 
 
-def guard(generated: pd.DataFrame, records: dict[str, dict], held_out_patients: frozenset[str]) -> None:
-    """LeakError unless every row of `generated` (key, generator, labeller: marker paths) has a lineage free of the held-out patients.
+def leaked(record: dict, scope) -> str:
+    """What a model with this `record` saw of what `scope` holds out, by name, or "".
+
+    By keys too: a patient's name in an earlier run may have been another one (a column that was added since, a group's first image), an image's key is
+    that of its bytes. A record without keys is taken by its patients alone. `scope`: held_out_patients and held_out_keys.
+    """
+    saw = {
+        "patient": scope.held_out_patients.intersection(record["patients_seen"]),
+        "image": scope.held_out_keys.intersection(record.get("keys_seen", ())),
+    }
+    return " and ".join(f"held-out {what} {', '.join(sorted(names)[:3])} (and {max(0, len(names) - 3)} more)" for what, names in saw.items() if names)
+
+
+def guard(generated: pd.DataFrame, records: dict[str, dict], scope) -> None:
+    """LeakError unless every row of `generated` (key, generator, labeller: marker paths) has a lineage free of what `scope` holds out.
 
     `records`: marker path -> facts with `patients_seen`.
     """
@@ -125,28 +140,25 @@ def guard(generated: pd.DataFrame, records: dict[str, dict], held_out_patients: 
                     f"generated image {keys.iloc[0]} (and {len(keys) - 1} more) has no lineage: nothing is recorded of its {role} {maker!r}. "
                     f"Only images whose {role} declares the patients it was trained on can be used beside held-out images"
                 )
-            leaked = sorted(held_out_patients & set(facts["patients_seen"]))
-            if leaked:
+            if what := leaked(facts, scope):
                 raise LeakError(
-                    f"generated image {keys.iloc[0]} (and {len(keys) - 1} more) leaks: its {role} {maker} was trained on held-out "
-                    f"patient {leaked[0]} (and {len(leaked) - 1} more). Generate and label again with a {role} of this scope"
+                    f"generated image {keys.iloc[0]} (and {len(keys) - 1} more) leaks: its {role} {maker} was trained on {what}. "
+                    f"Generate and label again with a {role} of this scope"
                 )
 
 
-def guard_labeller(labeller: Marker, held_out_patients: frozenset[str]) -> None:
-    """LeakError if the labeller that is judged on the held-out images was trained on one of their patients, here or in a run before."""
-    leaked = sorted(held_out_patients & set(labeller.facts["patients_seen"]))
-    if leaked:
+def guard_labeller(labeller: Marker, scope) -> None:
+    """LeakError if the labeller that is judged on the held-out images was trained on one of them or of their patients, here or in a run before."""
+    if what := leaked(labeller.facts, scope):
         raise LeakError(
-            f"the arm measure leaks: its labeller {labeller.path} was trained on held-out patient {leaked[0]} (and {len(leaked) - 1} more). "
+            f"the arm measure leaks: its labeller {labeller.path} was trained on {what}. "
             "Take a labeller.init that has not seen this scope's held-out patients"
         )
 
 
-def guard_weights(weights: str, record: dict[str, list[str]], held_out_patients: frozenset[str]) -> None:
-    """LeakError if the classifier that training begins with (classifier.weights, its `record` by models.seen) saw a held-out patient."""
-    if leaked := sorted(held_out_patients & set(record["patients_seen"])):
+def guard_weights(weights: str, record: dict[str, list[str]], scope) -> None:
+    """LeakError if the classifier that training begins with (classifier.weights, its `record` by models.seen) saw what `scope` holds out."""
+    if what := leaked(record, scope):
         raise LeakError(
-            f"classifier.weights = {weights!r} leaks: they were trained on held-out patient {leaked[0]} (and {len(leaked) - 1} more). "
-            "Take weights that have not seen this scope's held-out patients"
+            f"classifier.weights = {weights!r} leaks: they were trained on {what}. Take weights that have not seen this scope's held-out patients"
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 from jobs.config import Config, ConfigError
 from shards.storage import open_storage
 from vhs.settings import Classifier
+from vhs.supported import LEGAL, unsupported
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[0-9a-f]{40})?")
 WEIGHTS = Path(__file__).resolve().parents[1] / "vhs" / "weights"
@@ -30,12 +31,29 @@ def here(place: str) -> str:
 
 
 def check_diffusers(what: str, model: str) -> None:
-    """ConfigError, in the name of `what`, unless `model` is a diffusers folder here, or may be one's id on a hub: other names are not asked for there."""
+    """ConfigError, in the name of `what`, unless `model` is a diffusers folder here that can be used, or may be one's id on a hub: other names are not asked
+    for there, and what an id means shows when it is opened."""
     folder = Path(model)
     if folder.is_dir() and not (folder / "model_index.json").is_file():
         raise ConfigError(f"{what} = {model!r} is no diffusers folder: it has no model_index.json beside unet/, vae/, tokenizer/")
     if not folder.is_dir() and not HUB_ID.fullmatch(model):
         raise ConfigError(f"{what} = {model!r} is no folder here: give packaged, a diffusers folder, or a hub id, which is written org/name")
+    if folder.is_dir() and (why := _unusable(folder)):
+        raise ConfigError(f"{what} = {model!r} cannot be used: {why}")
+
+
+@lru_cache
+def _unusable(folder: Path) -> str:
+    """What its configurations say against a diffusers folder."""
+    read = {}
+    for name in ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json"):
+        try:
+            read[name] = json.loads((folder / name).read_bytes())
+        except FileNotFoundError:
+            return f"it has no {name}; {LEGAL}"
+        except ValueError as error:
+            return f"its {name} is no JSON ({error})"
+    return unsupported(*read.values())
 
 
 def base(config: Config) -> str:

@@ -60,7 +60,7 @@ class Inside(Inputs):
     """A run as a trial sees it: of the real images those that scope `split` trains on and validates itself with, and what was generated for it.
 
     It holds no other row, so nothing that is given it can look at a test image or at a fold whose figures are reported: who asks is told so by a
-    LeakError. The names of the patients held out stay: by them the guard refuses a generated image that has seen one.
+    LeakError. The names of the patients and images held out stay: by them the guard refuses a generated image that has seen one.
     """
 
     def __init__(self, storage: Storage, unit: Unit):
@@ -73,7 +73,8 @@ class Inside(Inputs):
         parts = {"training": split.training(splits, SCOPE), "inner": split.inner(splits, SCOPE)}
         self._mine = splits[splits.key.isin([key for keys in parts.values() for key in keys])][["key", "patient"]]
         self._parts = {name: frozenset(keys) for name, keys in parts.items()}
-        self.held_out_patients = frozenset(splits.patient[~splits.key.isin(self._mine.key)])
+        others = splits[~splits.key.isin(self._mine.key)]
+        self.held_out_patients, self.held_out_keys = frozenset(others.patient), frozenset(others.key)
 
     @cached_property
     def training(self):

@@ -56,18 +56,23 @@ def deck(classes: np.ndarray, prior: Sequence[float], n: int, seed: int, epoch: 
     return np.concatenate(hands)[permutation(n, seed, epoch)]
 
 
-def batches(order: np.ndarray, batch: int, rank: int, world: int, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+def batches(
+    order: np.ndarray, batch: int, rank: int, world: int, start: int = 0, pair_last: bool = False
+) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
     """This rank's share (indices, weights, total) of each global batch from number `start` on.
 
     order    [n], an epoch's row numbers; global batch b is order[b * batch : (b + 1) * batch], the last one may be smaller
+    pair_last  where the last would have one row it has two, the batch before (of three or more) gives up its last: for what a batch norm learns from
     indices  this rank's even slice; a rank that a small batch leaves with nothing gets one of its rows as padding: all ranks step together
     weights  float32, 1 for a sample, 0 for padding
     total    samples in the global batch, over all ranks: divide sums by it
     """
     if batch < 1 or start < 0 or not 0 <= rank < world:
         raise ValueError(f"global batch {batch}, start {start}, rank {rank} of {world}: want batch >= 1, start >= 0, 0 <= rank < world")
-    for first in range(start * batch, len(order), batch):
-        whole = order[first : first + batch]
+    n = len(order)
+    edge = n - 2 if pair_last and n > batch > 2 and n % batch == 1 else n
+    for first in range(start * batch, n, batch):
+        whole = order[min(first, edge) : min(first + batch, edge) if first + batch < n else n]
         own = np.array_split(whole, world)[rank]
         yield (own, np.ones(len(own), np.float32), len(whole)) if len(own) else (whole[:1], np.zeros(1, np.float32), len(whole))
 
@@ -154,7 +159,7 @@ class ShardReader:
 
 def stream(
     reader: ShardReader, order: np.ndarray, batch: int, rank: int, world: int, start: int = 0, workers: int = 0, read_ahead: int = 2,
-    decode: Callable[[bytes], Any] = bytes,
+    decode: Callable[[bytes], Any] = bytes, pair_last: bool = False,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int, list]]:  # fmt: skip
     """`batches` with their images: (indices, weights, total, what `decode` makes of each image's bytes).
 
@@ -164,7 +169,7 @@ def stream(
     def fetch(i: int) -> Any:
         return decode(reader.read(i))
 
-    own = batches(order, batch, rank, world, start)
+    own = batches(order, batch, rank, world, start, pair_last)
     if workers == 0:
         yield from ((*share, [fetch(i) for i in share[0]]) for share in own)
         return

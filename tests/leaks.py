@@ -115,7 +115,8 @@ def generator_leak(seed: int, name: str, overrides: list[str], out: Path) -> tup
 
     def with_test_images(inputs):
         scope = honest(inputs)
-        return lineage.ScopeRows(pd.concat([scope.training, scope.held_out]).sort_values("key", ignore_index=True), scope.inner, scope.held_out, frozenset())
+        training = pd.concat([scope.training, scope.held_out]).sort_values("key", ignore_index=True)
+        return lineage.ScopeRows(training, scope.inner, scope.held_out, frozenset(), frozenset())
 
     with patch.object(lineage, "split_rows", with_test_images):
         do(leaky, leaky.units("dreambooth"))

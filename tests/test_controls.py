@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -120,10 +121,10 @@ def test_a_control_that_saw_a_held_out_patient_is_refused(run):
     opened = plan.reopen(str(run))
     unit = next(unit for unit in opened.units("train") if unit.params["arm"] == "null")
     inputs = Inputs(opened.storage, unit)
-    held_out = lineage.split_rows(inputs).held_out_patients
-    assert len(train.accepted(opened.config, inputs, held_out)) >= 36
+    scope = lineage.split_rows(inputs)
+    assert len(train.accepted(opened.config, inputs, scope)) >= 36
     with pytest.raises(lineage.LeakError, match="generator/null/split"):
-        train.accepted(opened.config, inputs, held_out | {inputs.facts("generator")["patients_seen"][0]})
+        train.accepted(opened.config, inputs, replace(scope, held_out_patients=frozenset(inputs.facts("generator")["patients_seen"][:1])))
 
 
 def test_controls_alone_need_no_dreambooth(reference, tmp_path):

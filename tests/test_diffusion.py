@@ -51,6 +51,25 @@ def test_a_folder_that_is_no_model_is_named(tmp_path):
         diffusion.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("file", "said", "match"),
+    [
+        ("unet/config.json", {"addition_embed_type": "text_time", "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 80}, "text_time"),
+        ("unet/config.json", {"in_channels": 9}, "takes 9 channels for 4"),
+        ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "prediction_type 'sample'"),
+        ("model_index.json", {"text_encoder_2": ["transformers", "CLIPTextModelWithProjection"]}, "it has a text_encoder_2"),
+        ("model_index.json", {"_class_name": "StableDiffusionXLPipeline"}, "is a StableDiffusionXLPipeline"),
+    ],
+)
+def test_a_model_of_another_kind_is_refused_before_its_weights_are_read(tiny, tmp_path, file, said, match):
+    diffusion.save(tiny, tmp_path)
+    path = tmp_path / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **said}))
+    (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"not asked for")
+    with pytest.raises(ValueError, match=f"{match}.*legal is .* epsilon or v_prediction"):
+        diffusion.load(tmp_path)
+
+
 def test_stable_diffusion_pipeline_opens_the_folder_and_draws(tiny, tmp_path):
     from diffusers import StableDiffusionPipeline
 

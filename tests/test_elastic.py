@@ -34,8 +34,9 @@ ranks = st.integers(1, 6)
 @given(
     shards=st.lists(st.integers(1, 9), min_size=1, max_size=5), batch=st.integers(1, 12), before=ranks, after=ranks, workers=st.integers(0, 3),
     other_workers=st.integers(0, 3), stop=st.integers(0, 40), seed=st.integers(0, 2**40), epoch=st.integers(0, 9),
+    pair=st.booleans(),
 )  # fmt: skip
-def test_each_image_is_read_once_an_epoch_by_ranks_that_change_in_it(shards, batch, before, after, workers, other_workers, stop, seed, epoch):
+def test_each_image_is_read_once_an_epoch_by_ranks_that_change_in_it(shards, batch, before, after, workers, other_workers, stop, seed, epoch, pair):
     with tempfile.TemporaryDirectory() as folder:
         images = [f"{number} {n}".encode() for number, count in enumerate(shards) for n in range(count)]
         for number, count in enumerate(shards):
@@ -45,7 +46,7 @@ def test_each_image_is_read_once_an_epoch_by_ranks_that_change_in_it(shards, bat
         seen = []
         for world_size, first, last, threads in ((before, 0, stop, workers), (after, stop, None, other_workers)):
             for rank in range(world_size):
-                mine = list(stream(opened(folder), order, batch, rank, world_size, first, threads))[: None if last is None else last - first]
+                mine = list(stream(opened(folder), order, batch, rank, world_size, first, threads, pair_last=pair))[: None if last is None else last - first]
                 seen += [image for _, weights, _, some in mine for image, weight in zip(some, weights, strict=True) if weight]
         assert sorted(seen) == sorted(images)
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
@@ -118,6 +121,16 @@ def test_bytes_the_hub_does_not_vouch_for_are_refused(hub, tmp_path):
 def test_a_repository_that_is_no_stable_diffusion_is_named(hub, tmp_path):
     shutil.rmtree(hub.folder / "vae")
     assert "has no vae/config.json, vae/diffusion_pytorch_model.safetensors" in fetched(hub, tmp_path / "models", code=1)
+
+
+def test_a_hub_id_of_another_kind_of_model_is_refused_before_its_weights_are_downloaded(hub, tmp_path):
+    file = hub.folder / "unet" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "in_channels": 9}))
+    environment = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+    opening = [sys.executable, "-c", f"from vhs import diffusion; diffusion.load('{REPO}@{COMMIT}')"]
+    ended = subprocess.run(opening, env=environment, capture_output=True, text=True)
+    assert "cannot be used: its UNet takes 9 channels for 4 of latents; legal is" in ended.stderr, ended.stderr
+    assert "unet/config.json" in hub.asked and not [name for name in hub.asked if name.endswith("safetensors")]
 
 
 def test_without_a_network_it_says_what_to_do(hub, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -160,14 +161,14 @@ def test_a_generator_that_saw_a_held_out_patient_is_refused_by_name(run, data, t
     opened = plan.reopen(str(run))
     unit = next(unit for unit in opened.units("train") if unit.params["arm"] == "gan")
     inputs = Inputs(opened.storage, unit)
-    held_out, (maker,) = lineage.split_rows(inputs).held_out_patients, inputs.markers("generator")
+    scope, (maker,) = lineage.split_rows(inputs), inputs.markers("generator")
     rows = images(run, "gan")
     records = {marker.path: marker.facts for role in ("generator", "labeller") for marker in inputs.markers(role)}
-    lineage.guard(rows, records, held_out)
+    lineage.guard(rows, records, scope)
     with pytest.raises(lineage.LeakError, match="no lineage"):
-        lineage.guard(rows, {path: facts for path, facts in records.items() if path != maker.path}, held_out)
+        lineage.guard(rows, {path: facts for path, facts in records.items() if path != maker.path}, scope)
     with pytest.raises(lineage.LeakError, match="its generator generator/gan/split.* was trained on held-out patient"):
-        lineage.guard(rows, records, held_out | {maker.facts["patients_seen"][0]})
+        lineage.guard(rows, records, replace(scope, held_out_patients=frozenset(maker.facts["patients_seen"][:1])))
 
 
 def test_a_set_that_holds_films_of_the_test_part_is_refused(run, data, tmp_path):

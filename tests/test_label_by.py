@@ -8,10 +8,10 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import vhs
+from conftest import committed, vhs
 
-from jobs import config, labels, plan, teacher
-from jobs.attempt import Inputs
+from jobs import config, interrupt, labels, plan, teacher
+from jobs.attempt import Inputs, attempt
 from jobs.drive import drive
 from jobs.stages import report
 from vhs.measure import CLASSES
@@ -51,6 +51,60 @@ def test_a_teacher_learns_from_the_scopes_training_images_alone(reference, tmp_p
     assert facts["patients_seen"] == lineage["patients_seen"] and 0 < facts["teacher_confidence"] <= 1.1
     rows = labels.table(run)
     assert set(rows.label_source) == {"teacher"} and set(rows.reason) <= {"", "near-copy", "teacher unsure"}
+
+
+def loops(run, stop_at: int | None = None) -> list[list[int]]:
+    """One attempt at the run's labeller with the real Progress -> the steps it took, loop by loop. It is asked to stop at the `stop_at`th of the second."""
+    totals, steps = [], []
+
+    def watch(path: str, step: int, total: int, metrics: dict):
+        if total not in totals:
+            totals.append(total), steps.append([])
+        steps[-1].append(step)
+        if len(totals) == 2 and len(steps[-1]) == stop_at:
+            interrupt.asked.set()
+
+    (unit,) = run.units("labeller")
+    try:
+        attempt(run.url, run.config, unit, watch)
+        assert stop_at is None
+    except interrupt.Interrupted:
+        assert stop_at
+    finally:
+        interrupt.asked.clear()
+    return steps
+
+
+def test_a_labeller_stopped_in_its_teacher_goes_on_in_it(reference, tmp_path):
+    """The teacher has taken fewer steps, when it is stopped, than the key points' last checkpoint. It still is the newest."""
+    runs = {}
+    for name in ("undisturbed", "stopped"):
+        runs[name] = plan.start(config.load("debug/demo", ["label_by=teacher", "classifier.epochs=3"]), str(tmp_path / name))
+        drive(runs[name], reuse=str(reference), only="split")
+    points, whole = loops(runs["undisturbed"])
+    assert len(points) == 6 and len(whole) >= 8, "the first loop leaves a checkpoint of its step 4"
+    once, twice, rest = (loops(runs["stopped"], stop)[1] for stop in (2, 3, None))
+    assert once + twice + rest == whole
+    assert committed(tmp_path / "stopped") == committed(tmp_path / "undisturbed")
+
+
+def test_a_labeller_depends_on_what_its_teacher_uses_alone(reference, tmp_path):
+    """The arms' schedule and weights are none of its business, and what it leaves behind does not claim them."""
+    run = labelled(reference, tmp_path / "run", "label_by=teacher", "classifier.epochs=1")
+    (file,) = (tmp_path / "run" / "labeller").glob("**/teacher/config.json")
+    said, asked = json.loads(file.read_text()), run.config.classifier
+    assert (asked.schedule, asked.keep, asked.class_weights) == ("plateau", "best_inner", "balanced")
+    assert (said["schedule"], said["keep"], said["class_weights"]) == ("cosine", "last", "none") and said["model"] == asked.model
+
+    def identity(*overrides: str) -> str:
+        other = plan.start(config.load("debug/demo", ["label_by=teacher", "classifier.epochs=1", *overrides]), str(tmp_path / overrides[0]))
+        drive(other, reuse=str(reference), only="split")
+        (unit,) = other.units("labeller")
+        return unit.identity
+
+    (own,) = (unit.identity for unit in run.units("labeller"))
+    assert identity("classifier.keep=last", "classifier.schedule=cosine", "classifier.class_weights=none", "classifier.pretrain_share=0.3") == own
+    assert identity("classifier.learning_rate=0.1") != own
 
 
 def test_a_teacher_is_believed_where_nine_of_ten_were_right():

@@ -16,7 +16,7 @@ from shards import manifest
 
 ROWS = pd.DataFrame({"key": ["k1", "k2", "k3"], "generator": ["g1", "g1", "g2"], "labeller": ["l1", "l1", "l1"]})
 CLEAN = {"g1": {"patients_seen": ["ann", "bob"]}, "g2": {"patients_seen": ["bob"]}, "l1": {"patients_seen": ["ann"]}}
-HELD_OUT = frozenset({"eve", "dan"})
+HELD_OUT = SimpleNamespace(held_out_patients=frozenset({"eve", "dan"}), held_out_keys=frozenset({"e1", "d1", "d2", "d3"}))
 
 
 def test_it_is_silent_on_clean_lineages():
@@ -29,6 +29,24 @@ def test_a_maker_that_saw_a_held_out_patient_is_refused_by_name(maker, role, key
     leaking = {**CLEAN, maker: {"patients_seen": ["ann", "eve"]}}
     with pytest.raises(LeakError, match=f"{key}.*{role} {maker} was trained on held-out patient eve"):
         guard(ROWS, leaking, HELD_OUT)
+
+
+@pytest.mark.parametrize(("maker", "role", "key"), [("g2", "generator", "k3"), ("g1", "generator", "k1"), ("l1", "labeller", "k1")])
+def test_a_maker_that_saw_a_held_out_image_is_refused_by_key_whatever_its_patient_was_called(maker, role, key):
+    """An earlier run's maker: the data named no patients then, so it recorded groups."""
+    known = {name: {"patients_seen": ["group-a1"], "keys_seen": ["a1", "b1"]} for name in CLEAN}
+    guard(ROWS, known, HELD_OUT)
+    with pytest.raises(LeakError, match=f"{key}.*{role} {maker} was trained on held-out image d1, d2, d3 \\(and 1 more\\)"):
+        guard(ROWS, {**known, maker: {"patients_seen": ["group-a1"], "keys_seen": ["a1", "e1", "d2", "d1", "d3"]}}, HELD_OUT)
+    with pytest.raises(LeakError, match=r"on held-out patient dan \(and 0 more\) and held-out image d1 \(and 0 more\)"):
+        guard(ROWS, {**known, maker: {"patients_seen": ["dan"], "keys_seen": ["d1"]}}, HELD_OUT)
+
+
+def test_makers_that_recorded_no_keys_are_taken_by_their_patients():
+    """What was written before keys were recorded, or by others: neither refused for it, nor lost when a classifier passes its makers' records on."""
+    rows = pd.DataFrame({"key": ["a1"], "patient": ["ann"]})
+    assert lineage.seen(rows, {"patients_seen": ["bob"]}) == {"keys_seen": ["a1"], "patients_seen": ["ann", "bob"]}
+    assert lineage.leaked({"patients_seen": ["bob"]}, HELD_OUT) == "" != lineage.leaked({"patients_seen": ["dan"]}, HELD_OUT)
 
 
 @pytest.mark.parametrize("records", [{k: v for k, v in CLEAN.items() if k != "g2"}, {**CLEAN, "g2": {}}])
@@ -64,7 +82,8 @@ def test_a_real_run_is_clean_and_its_makers_recorded_what_they_saw(mixed):
         assert not scope.held_out_patients & set(facts["patients_seen"])
     generated = inputs.samples("generated").merge(inputs.table("labels"), on="key")
     assert len(generated) > 0
-    guard(generated, {m.path: m.facts for role in ("generator", "labeller") for m in inputs.markers(role)}, scope.held_out_patients)
+    guard(generated, {m.path: m.facts for role in ("generator", "labeller") for m in inputs.markers(role)}, scope)
+    assert scope.held_out_keys == set(scope.held_out.key)
 
 
 def test_training_itself_refuses_a_planted_leak(mixed, tmp_path):
@@ -106,6 +125,10 @@ def test_a_classifier_that_saw_a_held_out_patient_is_no_beginning(mixed, tmp_pat
     began = run.config.classifier.model_copy(update={"weights": str(tmp_path)})
     with pytest.raises(LeakError, match=f"classifier.weights.*held-out patient {leaked}"):
         train.work(run.config.model_copy(update={"classifier": began}), inputs, None)
+    key = sorted(scope.held_out.key)[0]
+    (tmp_path / "lineage.json").write_text(json.dumps({"keys_seen": [key], "patients_seen": ["group-0"]}))
+    with pytest.raises(LeakError, match=f"classifier.weights.*held-out image {key}"):
+        train.work(run.config.model_copy(update={"classifier": began}), inputs, None)
 
 
 def test_held_out_images_are_in_no_training_input(mixed):
@@ -126,7 +149,7 @@ def test_a_labeller_is_not_judged_on_patients_it_saw(mixed):
     (unit,) = [unit for unit in run.units("evaluate") if unit.params["arm"] == "measure"]
     inputs = Inputs(run.storage, unit)
     scope, (labeller,) = lineage.split_rows(inputs), inputs.markers("labeller")
-    lineage.guard_labeller(labeller, scope.held_out_patients)
+    lineage.guard_labeller(labeller, scope)
     leaked = sorted(scope.held_out_patients)[0]
 
     class Planted(Inputs):
@@ -136,3 +159,8 @@ def test_a_labeller_is_not_judged_on_patients_it_saw(mixed):
 
     with pytest.raises(LeakError, match=f"measure leaks.*held-out patient {leaked}"):
         evaluate.work(run.config, Planted(run.storage, unit), None)
+    key = sorted(scope.held_out_keys)[0]
+    renamed = replace(labeller, facts={**labeller.facts, "patients_seen": ["group-0"], "keys_seen": [key]})
+    with pytest.raises(LeakError, match=f"measure leaks.*held-out image {key}"):
+        lineage.guard_labeller(renamed, scope)
+    lineage.guard_labeller(replace(renamed, facts={**renamed.facts, "keys_seen": labeller.facts["keys_seen"]}), scope)

@@ -24,8 +24,8 @@ def test_keypoint_net_is_small_and_speaks_in_input_pixels():
     net = keypoint_net()
     assert sum(p.numel() for p in net.parameters()) <= 300_000
     for side in (64, 128):
-        points, covariance, features = net(torch.rand(2, 1, side, side))
-        assert points.shape == (2, 6, 2) and covariance.shape == (2, 6, 2, 2) and features.shape == (2, net.channels)
+        points, covariance = net(torch.rand(2, 1, side, side))
+        assert points.shape == (2, 6, 2) and covariance.shape == (2, 6, 2, 2)
         assert (points > 0).all() and (points < side - 1).all() and (torch.linalg.eigvalsh(covariance) >= -1e-3).all()
 
 
@@ -33,12 +33,12 @@ def test_soft_argmax_reads_a_sharp_peak_at_its_cell_centre():
     net = keypoint_net(1)
     for parameter in (*net.lateral.parameters(), *net.heat.parameters()):
         torch.nn.init.zeros_(parameter)
-    flat, wide, _ = net(torch.rand(1, 1, 64, 64))
+    flat, wide = net(torch.rand(1, 1, 64, 64))
     assert torch.allclose(flat, torch.full((1, 1, 2), 31.5), atol=1e-3)  # no evidence: the middle, and a variance as wide as the image
     assert torch.allclose(wide[0, 0], torch.eye(2) * (64**2 - 4**2) / 12, rtol=1e-3, atol=1e-2)
     net.heat = torch.nn.Module()
     net.heat.forward = lambda y: torch.zeros(1, 1, 16, 16).index_put((*torch.tensor([[0], [0], [5], [11]]),), torch.tensor(1e3))
-    sharp, narrow, _ = net(torch.rand(1, 1, 64, 64))
+    sharp, narrow = net(torch.rand(1, 1, 64, 64))
     assert torch.allclose(sharp, torch.tensor([[[11 * 4 + 1.5, 5 * 4 + 1.5]]])) and narrow.abs().max() < 1e-2
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 
@@ -64,6 +65,30 @@ def test_what_can_be_used_is_let_pass(tmp_path):
 )
 def test_a_setting_that_cannot_be_used_is_named(tmp_path, override, says):
     assert says in said(tmp_path, override)
+
+
+@pytest.mark.parametrize(
+    ("file", "wrong", "says"),
+    [
+        ("unet/config.json", {"addition_embed_type": "text_time"}, "its UNet has the addition_embed_type 'text_time'"),
+        ("unet/config.json", {"in_channels": 9}, "its UNet takes 9 channels for 4 of latents"),
+        ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "its scheduler has the prediction_type 'sample'"),
+        ("model_index.json", {"_class_name": "StableDiffusionXLPipeline", "text_encoder_2": ["t", "u"]}, "StableDiffusionXLPipeline, it has a text_encoder_2"),
+        ("unet/config.json", None, "it has no unet/config.json"),
+    ],
+)
+def test_a_base_of_another_kind_is_named_by_its_configuration(tmp_path, file, wrong, says):
+    """The same folder, as it came, is taken. No weights are there to be looked at."""
+    base = tmp_path / "base"
+    shutil.copytree(models.WEIGHTS / "base", base, ignore=shutil.ignore_patterns("*.safetensors"))
+    assert said(tmp_path, f"base={base}") == ""
+    models._unusable.cache_clear()  # as in the next process
+    if wrong is None:
+        (base / file).unlink()
+    else:
+        (base / file).write_text(json.dumps({**json.loads((base / file).read_text()), **wrong}))
+    found = said(tmp_path, f"base={base}")
+    assert says in found and "legal is" in found and "epsilon or v_prediction" in found
 
 
 def test_a_scope_that_the_plan_lacks_begins_no_run(tmp_path):

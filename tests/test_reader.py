@@ -24,32 +24,45 @@ ranks = st.integers(1, 9)
 seeds = st.integers(0, 2**40)
 
 
-@given(n=sizes, batch=st.integers(1, 70), world=ranks, seed=seeds, epoch=st.integers(0, 50))
-def test_every_sample_once_per_epoch_on_any_ranks(n, batch, world, seed, epoch):
+pairs = st.booleans()
+
+
+@given(n=sizes, batch=st.integers(1, 70), world=ranks, seed=seeds, epoch=st.integers(0, 50), pair=pairs)
+def test_every_sample_once_per_epoch_on_any_ranks(n, batch, world, seed, epoch, pair):
     order = permutation(n, seed, epoch)
-    shares = [list(batches(order, batch, rank, world)) for rank in range(world)]
+    shares = [list(batches(order, batch, rank, world, 0, pair)) for rank in range(world)]
     assert {len(share) for share in shares} == {-(-n // batch)}
     for step, together in enumerate(zip(*shares, strict=True)):
         real = np.concatenate([indices[weights == 1] for indices, weights, _ in together])
-        assert real.tolist() == order[step * batch : (step + 1) * batch].tolist()
+        alone = pair and n > batch > 2 and n % batch == 1  # the last batch's only row
+        begin, end = (edge - (alone and edge == n - 1) for edge in (step * batch, min((step + 1) * batch, n)))
+        assert real.tolist() == order[begin:end].tolist() and (len(real) > 1 or n == 1 or batch <= 2 or not pair)
         assert {total for *_, total in together} == {len(real)} and sum(weights.sum() for _, weights, _ in together) == len(real)
         assert all(len(indices) == len(weights) >= 1 and set(weights) <= {0, 1} for indices, weights, _ in together)
         padded = [weights for _, weights, _ in together if not weights.all()]
         assert all(len(weights) == 1 for weights in padded) and len(padded) == max(0, world - len(real))
 
 
-@given(n=sizes, batch=st.integers(1, 20), world=ranks, rank=st.integers(0, 8), start=st.integers(0, 70))
-def test_resume_is_the_tail_of_the_undisturbed_sequence(n, batch, world, rank, start):
+@pytest.mark.parametrize(
+    ("n", "batch", "expected"),
+    [(9, 4, [4, 3, 2]), (4, 3, [2, 2]), (5, 2, [2, 2, 1]), (3, 1, [1, 1, 1]), (1, 4, [1]), (8, 4, [4, 4]), (10, 4, [4, 4, 2]), (0, 4, [])],
+)
+def test_the_last_batch_of_an_epoch_is_not_one_image(n, batch, expected):
+    assert [total for *_, total in batches(np.arange(n), batch, 0, 1, pair_last=True)] == expected
+
+
+@given(n=sizes, batch=st.integers(1, 20), world=ranks, rank=st.integers(0, 8), start=st.integers(0, 70), pair=pairs)
+def test_resume_is_the_tail_of_the_undisturbed_sequence(n, batch, world, rank, start, pair):
     order = permutation(n, 3, 4)
-    whole, tail = (list(batches(order, batch, rank % world, world, first)) for first in (0, start))
+    whole, tail = (list(batches(order, batch, rank % world, world, first, pair)) for first in (0, start))
     assert [(i.tolist(), w.tolist(), t) for i, w, t in tail] == [(i.tolist(), w.tolist(), t) for i, w, t in whole[start:]]
 
 
-@given(n=st.integers(1, 60), batch=st.integers(1, 20), world=ranks, other=ranks, start=st.integers(0, 5))
-def test_a_run_may_go_on_with_other_ranks(n, batch, world, other, start):
+@given(n=st.integers(1, 60), batch=st.integers(1, 20), world=ranks, other=ranks, start=st.integers(0, 5), pair=pairs)
+def test_a_run_may_go_on_with_other_ranks(n, batch, world, other, start, pair):
     order = permutation(n, 1, 0)
-    before = [i for rank in range(world) for i, w, _ in list(batches(order, batch, rank, world))[:start] if w.all()]
-    after = [i for rank in range(other) for i, w, _ in batches(order, batch, rank, other, start) if w.all()]
+    before = [i for rank in range(world) for i, w, _ in list(batches(order, batch, rank, world, 0, pair))[:start] if w.all()]
+    after = [i for rank in range(other) for i, w, _ in batches(order, batch, rank, other, start, pair) if w.all()]
     assert sorted(np.concatenate(before + after).tolist()) == list(range(n))
 
 

@@ -96,7 +96,7 @@ def test_the_test_split_is_refused_by_name(run):
     assert held_out and mine == {*everything.training.key, *everything.inner.key} and not mine & held_out
     for part in ("training", "inner"):
         assert getattr(inside, part).equals(getattr(everything, part))
-    assert inside.held_out_patients == everything.held_out_patients
+    assert inside.held_out_patients == everything.held_out_patients and inside.held_out_keys == everything.held_out_keys == held_out
     attempts = {
         "the stages themselves": [lambda: train.work(run.config, inside, None), lambda: evaluate.work(run.config, inside, None)],
         "the split": [lambda: inside.table("splits"), lambda: inside.held_out, lambda: split_rows(inside)],

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT, vhs
 
-from jobs import lineage, models
+from jobs import lineage, models, teacher
 from jobs.attempt import Inputs, Output
 from jobs.plan import Run, reopen
 from jobs.stages import evaluate, train
@@ -136,6 +136,19 @@ def test_training_looks_at_the_inner_validation_and_never_at_held_out_labels(mix
     rows = json.loads(plain["curve.json"])
     judged = [row for row in rows if "validation_loss" in row]
     assert len(judged) == 6 and {"step", "loss", "learning_rate", "validation_loss", "validation_accuracy"} == set(judged[0])
+
+
+def test_an_arm_and_a_teacher_train_where_one_image_is_left_over(mixed, tmp_path):
+    """A model that norms pooled features takes no batch of one image."""
+    run, inputs = mixed
+    count = len(lineage.split_rows(inputs).training)
+    batch = next(batch for batch in range(count // 2, 2, -1) if count % batch == 1)
+    odd = {"model": "mobilenetv4_conv_small", "size_px": 32, "epochs": 1, "batch": batch, "head_hidden": 0, "schedule": "cosine"}
+    assert "model.safetensors" in trained(run, Given(inputs), tmp_path / "arm", **odd)
+    (tmp_path / "teacher").mkdir()
+    config = run.config.model_copy(update={"classifier": run.config.classifier.model_copy(update=odd)})
+    sure = teacher.train(config, inputs, Output(tmp_path / "teacher", Silent(), None), lineage.split_rows(inputs), after=0)
+    assert 0 < sure <= 1.1
 
 
 def test_other_weights_in_the_same_folder_are_other_work(mixed, tmp_path):

@@ -17,8 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from shards import reader
 from vhs import augmentation, checkpoint, radiograph, training
 from vhs.curve import Curve
+from vhs.networks import build_classifier
 from vhs.settings import Classifier
 
 IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (22, 1, 16, 16), np.uint8))
@@ -57,6 +59,23 @@ class Tape(checkpoint.Silent):
         if step == self.stop:
             self.kept = capture()
             raise KeyboardInterrupt
+
+
+
+@pytest.mark.parametrize("model", ["mobilenetv4_conv_small", "levit_128s"])
+def test_an_epoch_that_is_one_image_more_than_whole_batches_trains_models_that_norm_pooled_features(model):
+    """Their batch norms see one value an image and channel: over a batch of one image they raise."""
+    choice = Classifier(model=model, weights="scratch", head_hidden=0, size_px=224 if model.startswith("levit") else 32)
+    images = torch.randint(0, 256, (9, 1, choice.size_px, choice.size_px), dtype=torch.uint8, generator=training.generator(0))
+
+    def drawn(epoch: int, start: int):
+        for rows, weights, total in reader.batches(reader.permutation(len(images), 0, epoch), 4, 0, 1, start, pair_last=True):
+            yield {"image": images[rows], "label": LABELS[rows], "weight": torch.from_numpy(weights), "total": total}
+
+    training.fit(
+        build_classifier(choice), training.cross_entropy(), drawn, steps=3, steps_per_epoch=3, learning_rate=1e-4, weight_decay=0.0,
+        accelerator=Accelerator(cpu=True), progress=checkpoint.Silent(), seed=0, size_px=choice.size_px,
+    )  # fmt: skip
 
 
 def train(progress, steps=8, model=None, source=batches, **changes):

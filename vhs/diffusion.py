@@ -17,6 +17,8 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers import __version__ as diffusers_version
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from vhs.supported import unsupported
+
 _PARTS = {
     "feature_extractor": [None, None],
     "image_encoder": [None, None],
@@ -62,7 +64,8 @@ class Components:
 def load(model: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Components:
     """Opens a diffusers folder, or id@commit from the hub, with its networks in eval mode.
 
-    Raises FileNotFoundError for a local folder that is not a diffusers model, and for a name that is no folder and cannot be had from the hub.
+    Raises FileNotFoundError for a local folder that is not a diffusers model, and for a name that is no folder and cannot be had from the hub;
+    ValueError for a model of another kind (vhs/supported.py), before its weights are asked for.
     """
     where, _, commit = (str(model), "", None) if Path(model).is_dir() else str(model).partition("@")
     if Path(where).is_dir() and not (Path(where) / "model_index.json").is_file():
@@ -75,6 +78,11 @@ def load(model: str | Path, device: torch.device | str = "cpu", dtype: torch.dty
         "scheduler": DDPMScheduler,
     }
     try:
+        # of a hub the UNet and the scheduler tell enough; the index may not be among what a machine without a network has kept
+        index = json.loads((Path(where) / "model_index.json").read_text()) if Path(where).is_dir() else {}
+        unet, scheduler = (kinds[part].load_config(where, subfolder=part, revision=commit) for part in ("unet", "scheduler"))
+        if why := unsupported(index, unet, scheduler):
+            raise ValueError(f"{model} cannot be used: {why}")
         parts = Components(**{name: kind.from_pretrained(where, subfolder=name, revision=commit) for name, kind in kinds.items()})
     except OSError as error:
         if Path(where).is_dir():

@@ -71,10 +71,9 @@ class KeypointNet(nn.Module):
         spread = [(columns * x**2).sum(-1), across, across, (rows * y**2).sum(-1)]
         return mean, torch.stack(spread, -1).unflatten(-1, (2, 2))
 
-    def forward(self, x: torch.Tensor, masks: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """-> points [B, K, 2] px, heat-map covariance [B, K, 2, 2] px^2, features [B, C] (the bottleneck's mean over the image)."""
-        features = self.encode(x)
-        return *self.decode(features, masks), features[-1].mean((2, 3))
+    def forward(self, x: torch.Tensor, masks: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """-> points [B, K, 2] px, heat-map covariance [B, K, 2, 2] px^2."""
+        return self.decode(self.encode(x), masks)
 
 
 class Classifier(nn.Module):

@@ -72,7 +72,7 @@ def _keypoint_loss(labeller: Labeller) -> training.Loss:
     def loss(model: torch.nn.Module, batch: dict, draw: torch.Generator) -> torch.Tensor:
         target = batch["points"]
         kept = torch.rand(len(target), labeller.net.channels, generator=draw) >= labeller.dropout
-        points, covariance, _ = model(batch["image"], (kept / (1 - labeller.dropout)).to(target.device))
+        points, covariance = model(batch["image"], (kept / (1 - labeller.dropout)).to(target.device))
         seen = ((target > 0) & (target < side - 1)).all(-1)  # augmentation may push a point out of the picture
         away = F.smooth_l1_loss(points * unit, target * unit, reduction="none").mean(-1)
         each = ((away + 0.004 * covariance.diagonal(dim1=-2, dim2=-1).sum(-1) * unit**2) * seen).mean(-1)

@@ -59,7 +59,6 @@ def _deepspeed(value: object) -> object:
 ViewName = Annotated[str, AfterValidator(_known_view)]
 Precision = Literal["float32", "float16", "bfloat16"]  # of the networks while they sample; half precision is for GPUs
 Solver = Literal["dpm++", "sde-dpm++", "pndm"]  # the second where the model is small or barely taught: it holds images to their prompt more closely
-Fraction = Field(ge=0, le=1)
 Sharding = Annotated[dict | None, BeforeValidator(_deepspeed)]  # ZeRO on the section's ranks
 
 

@@ -47,7 +47,7 @@ def work(config, inputs, output) -> Table:
     roles = [scope.held_out.assign(role="held-out"), scope.inner.assign(role="validation")]
     rows = pd.concat(roles).sort_values("key", ignore_index=True)
     if params["arm"] == "measure":
-        lineage.guard_labeller(inputs.markers("labeller")[0], scope.held_out_patients)
+        lineage.guard_labeller(inputs.markers("labeller")[0], scope)
     table = rows[["key", "role", "patient", "source", "label", "index", "points", "origin"]].assign(
         arm=params["arm"], scope=params["scope"], seed=params.get("seed", NO_SEED)
     )

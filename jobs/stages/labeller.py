@@ -14,12 +14,15 @@ AFTER = ("ingest", "split")
 
 
 def units(run) -> list[Unit]:
-    from jobs import models
+    from jobs import models, teacher
+
     inputs, init = {"real": run.committed("ingest"), "splits": run.committed("split")}, models.fingerprint(models.labeller(run.config))
     # only a run with a teacher has its labellers depend on the classifier's settings
-    teacher = {"teacher": run.science(("classifier",)) | models.classifier(run.config)} if run.config.label_by == "teacher" else {}
+    taught = {}
+    if run.config.label_by == "teacher":
+        taught["teacher"] = {"classifier": teacher.science(run.science(("classifier",))["classifier"])} | models.classifier(run.config)
     return [
-        run.unit(NAME, f"{FOLDER}/{scope}", inputs, params={"scope": scope, "init": init, **teacher}, ranks=run.config.labeller.ranks)
+        run.unit(NAME, f"{FOLDER}/{scope}", inputs, params={"scope": scope, "init": init, **taught}, ranks=run.config.labeller.ranks)
         for scope in run.scopes
     ]
 
@@ -44,12 +47,13 @@ def work(config, inputs, output) -> Files:
         labeller = Labeller.scratch(view, settings)
     else:
         labeller = replace(Labeller.load(models.labeller(config)), dropout=settings.dropout)
-    if settings.steps and len(pointed):
+    steps = settings.steps if len(pointed) else 0
+    if steps:
         accelerator = world.accelerator(config.execution.device)
         epochs = batches.Epochs(
-            inputs.storage, pointed, settings.batch, batches.shuffled(len(pointed), settings.seed), points_at=config.resolution
+            inputs.storage, pointed, settings.batch, batches.shuffled(len(pointed), settings.seed), points_at=config.resolution, pair_last=True
         )
-        curve = Curve(settings.steps)
+        curve = Curve(steps)
         labeller = fine_tune(
             labeller,
             epochs,
@@ -69,14 +73,14 @@ def work(config, inputs, output) -> Files:
         thresholds=fit_thresholds(measured, settings.keep_quantile, settings.slack, unseen),
         copies=Copies.fit(measured, known.key.tolist(), known.patient.tolist()),
     ).save(output.folder)
-    taught = {"teacher_confidence": teacher.train(config, inputs, output, real)} if config.label_by == "teacher" else {}
+    taught = {"teacher_confidence": teacher.train(config, inputs, output, real, after=steps)} if config.label_by == "teacher" else {}
     began = [models.labeller(config), *([models.here(config.classifier.weights)] if taught else [])]
     seen = lineage.seen(known, *map(models.seen, began))
     (output.folder / "lineage.json").write_text(json.dumps(seen, indent=1))
     return Files(
         {
             "scope": inputs.params["scope"],
-            "fine_tuned_on": len(pointed) if settings.steps else 0,
+            "fine_tuned_on": len(pointed) if steps else 0,
             "inner_images": len(real.inner),
             "inner_index_mae": None if error.isna().all() else float(error.mean()),
             **taught,

@@ -95,7 +95,7 @@ def work(config, inputs, output) -> Files:
 
 def fit(config, inputs, scope, output, told: Callable[[dict], None] = lambda figures: None):
     """Train the arm of `inputs` on `scope`'s training images -> (model, its Curve, facts of the training). `told` hears, after every epoch, what the
-    inner validation says, and may raise to end it. Of `scope` it asks training, inner and held_out_patients, of `output` the progress."""
+    inner validation says, and may raise to end it. Of `scope` it asks training, inner, held_out_patients and held_out_keys, of `output` the progress."""
     import numpy as np
 
     from jobs import batches, lineage, models, world
@@ -105,9 +105,9 @@ def fit(config, inputs, scope, output, told: Callable[[dict], None] = lambda fig
     from vhs.networks import build_classifier
 
     settings = models.begun_from(config.classifier)
-    lineage.guard_weights(config.classifier.weights, models.seen(settings.weights), scope.held_out_patients)
+    lineage.guard_weights(config.classifier.weights, models.seen(settings.weights), scope)
     draw = _draw(config, inputs, scope)
-    epochs = batches.Epochs(inputs.storage, draw.rows, settings.batch, draw.order)
+    epochs = batches.Epochs(inputs.storage, draw.rows, settings.batch, draw.order, pair_last=True)
     steps = settings.epochs * epochs.steps
     counts = np.bincount(draw.rows.label.to_numpy()[draw.order(0)], minlength=len(CLASSES))
     weights = training.balanced_weights(counts) if settings.class_weights == "balanced" else None
@@ -174,7 +174,7 @@ def _draw(config, inputs, scope: ScopeRows) -> Draw:
         return Draw(real, batches.shuffled(len(real), seed), len(real), 0, None)
     prior = _prior(config, real)
     made = bool(inputs.markers("generator"))  # else only controls are mixed in
-    drawn = accepted(config, inputs, scope.held_out_patients) if made else real.head(0)
+    drawn = accepted(config, inputs, scope) if made else real.head(0)
     own = made and generators.of_arm(config, arm) == generators.DREAMBOOTH
     counts = drawn.label.value_counts() if own else _mixed(config, inputs, scope.training.source.nunique())
     if "dose" not in inputs.params:
@@ -237,13 +237,14 @@ def _prior(config, real: pd.DataFrame) -> list[float]:
     return (np.bincount(real.label, minlength=len(CLASSES)) / len(real)).tolist()
 
 
-def accepted(config, inputs, held_out_patients: frozenset[str]) -> pd.DataFrame:
-    """The accepted generated images of the scope that `inputs` are of, past the leak guard: what the arm adds to the real ones."""
+def accepted(config, inputs, scope) -> pd.DataFrame:
+    """The accepted generated images of the scope that `inputs` are of, past the leak guard: what the arm adds to the real ones. Of `scope` it asks
+    held_out_patients and held_out_keys."""
     from jobs import labels, lineage, rounds
 
     drawn = rounds.accepted(inputs.samples("generated"), labels.of(inputs), inputs.params.get("dose", config.generation.quota))
     records = {marker.path: marker.facts for role in ("generator", "labeller") for marker in inputs.markers(role)}
-    lineage.guard(drawn, records, held_out_patients)
+    lineage.guard(drawn, records, scope)
     return drawn
 
 
