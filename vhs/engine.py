@@ -95,7 +95,7 @@ class Replicated(_Rated):
         yield self.module
 
     def _share_buffers(self) -> None:
-        """Batch-norm statistics are each rank's own, and one model is judged and leaves."""
+        """Batch-norm statistics are of each rank's own rows, and one model is judged and leaves: rank 0's."""
         for buffer in self.module.buffers():
             buffer.copy_(broadcast(buffer.clone(), from_process=0))
 

@@ -1,7 +1,8 @@
 """One supervised loop, for the classifier and for the key points, and the prediction pass that goes with it.
 
 The loop knows nothing of files, ranks or clusters: batches, an Accelerator and a Progress come from outside. Two promises shape it. The
-gradient of a step is the mean over the global batch's real samples, however they are spread over ranks and however many rows are padding.
+gradient of a step is the mean over the global batch's real samples, however they are spread over ranks and however many rows are padding (of a
+network without batch norm, which looks at a rank's rows alone).
 And every random number is a function of (seed, step, rank), so a run resumed in the middle of an epoch follows the curve it would have had,
 to the bit on one rank.
 """
