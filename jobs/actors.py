@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 
 from jobs import claim, failures, world
@@ -31,7 +31,7 @@ class Actors:
     def __init__(self, config: Config, most: int | None = None, runtime_env: dict | None = None):
         """`most`: actors at a time, default as many as there is room for. `runtime_env`: Ray's, of every worker."""
         reach(runtime_env)
-        self._config, self._most, self._busy, self._wished = config, most, set(), []
+        self._config, self._most, self._busy = config, most, set()
 
     def __enter__(self) -> Actors:
         return self
@@ -39,7 +39,8 @@ class Actors:
     def __exit__(self, *_):
         import ray
 
-        self._wish(0)
+        with suppress(Exception):  # a cluster that is gone keeps no nodes
+            self._wish(0)
         ray.shutdown()  # this driver's actors end with it; the cluster is somebody else's
 
     def run(self, url: str, config: Config, units: list[Unit], watch=None) -> Iterator[Outcome]:
@@ -80,8 +81,8 @@ class Actors:
         waiting, starting, idle, at_work = list(reversed(units)), {}, [], {}
         moved_s = looked_s = time.monotonic()
         room = self._room()
+        self._wish(len(waiting))
         while waiting or at_work:
-            self._wish(len(waiting) + len(at_work))
             wanted = max(0, min(len(waiting), room - len(at_work)))  # actors beside those at work
             del idle[wanted:]  # Ray ends them, and whoever waits for their cores gets them
             for reference in list(starting)[wanted - len(idle) :]:
@@ -108,17 +109,17 @@ class Actors:
                 yield outcome
             if not alive or time.monotonic() - looked_s > LOOK_S:  # nodes come and go
                 room, looked_s = self._room(), time.monotonic()
+                self._wish(len(waiting) + len(at_work))
             if not at_work and time.monotonic() - moved_s > START_S:
                 raise RuntimeError(f"Ray started no worker in {START_S} s: each asks for {_share(self._config, 1)}. See ray status, or ask for less (threads)")
+        self._wish(0)
 
     def _wish(self, actors: int):
-        """Tell the autoscaler, where the cluster has one, how many actors there is work for: it would not bring a node for what is not even asked for."""
+        """Tell the autoscaler, where the cluster has one, how many actors there is work for: it brings no node for what was never asked for. It keeps to the
+        last word, a killed driver's too."""
         from ray.autoscaler.sdk import request_resources
 
-        wished = [_share(self._config, 1)] * min(actors, self._most or ASKED, ASKED)
-        if wished != self._wished:
-            request_resources(bundles=wished)
-            self._wished = wished
+        request_resources(bundles=[_share(self._config, 1)] * min(actors, self._most or ASKED, ASKED))
 
     def _room(self) -> int:
         """Actors that the nodes which are there now have room for, were they ours alone; one at least."""

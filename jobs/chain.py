@@ -22,7 +22,7 @@ from jobs.plan import Run, reopen
 from jobs.share import ORDER, ROUNDED, Link
 from jobs.site import Site, forget_allocation
 
-GRACE_S = 900
+GRACE_S = 900  # no site gives a preempted job longer, and a TERM that nobody follows up must not hold a node for ever
 AGAIN = 85  # how a job ends in a container, which has no scontrol: the script around it asks for the requeue
 TEARDOWN = f'ended=$?; [ $ended -ne {AGAIN} ] || scontrol requeue "$SLURM_JOB_ID"; exit $ended'
 
@@ -79,7 +79,7 @@ class Job:
             raise RuntimeError(f"queued again {times} times, the site allows max_requeues={self.max_requeues}: vhs retry {self.url} begins anew")
         run = reopen(self.url)
         run.only_scope = self.scope
-        execution = run.config.execution.model_copy(update={"workers": 1})  # the job has the cores, the memory and the GPU of one
+        execution = run.config.execution.model_copy(update={"workers": 1})  # the job has the cores, memory and GPU of one unit, and a gang's machines too
         run.config = run.config.model_copy(update={"execution": execution})
         world.set_environment(run.config.threads)
         try:

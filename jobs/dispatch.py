@@ -45,7 +45,7 @@ class Local:
     def __init__(self, config: Config, gang: Gang | None = None):
         """`gang`: the machines that units of several ranks run on, of which this is the leader; else all ranks run here."""
         self._pool, self._gang = None, gang
-        if config.execution.workers > 1 and not gang:  # a gang has one unit at a time, on all of its machines
+        if config.execution.workers > 1:
             spawn = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(
                 config.execution.workers, mp_context=spawn, initializer=_worker, initargs=(config.threads, os.getpid())

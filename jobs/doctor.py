@@ -369,7 +369,8 @@ def needs(config: Config) -> list[str]:
 
 def examine(on: str, place: Place, only: str | None = None):
     """Make the checks of `on`, or the one called `only` -> a Finding each, as they come. What kept one from seeing anything is said once."""
-    forget_allocation()  # as before a run is submitted: what is accepted by a SBATCH_ACCOUNT of this shell would be refused then
+    if on == "slurm":
+        forget_allocation()  # as before a run is submitted: what is accepted by a SBATCH_ACCOUNT of this shell would be refused then
     told: dict[str, str] = {}  # what an error says -> the check that said it first
     for name, (_, check) in CHECKS[on].items():
         if only in (None, name):

@@ -27,6 +27,7 @@ from vhs.study import Study, arms_of, as_word
 
 SEALED = 1000  # phantoms.seed from here on is for reported figures alone, below 100 for choosing settings
 MINE = "state/study.json"  # in a run: which study made it, and so may delete it
+DESCRIPTIVE = "this only describes these data: so says the configuration (purpose: descriptive), with the reason"
 MARKER = re.compile(r"-[0-9a-f]{12}\.(json|parquet)$")
 OF_A_RUN = re.compile(  # what `vhs run` writes into its folder
     r"(plan\.json|splits-[^/]*|(real|labeller|priors|prompts|generator|generated|labels|rounds|classifier|checkpoints|predictions|report|state)/.*)"
@@ -219,7 +220,7 @@ def table(making: Making, early: bool) -> dict:
         "patients_known": all(one["patients_known"] for one in about),
         "made_by": sorted({f"vhs {one['vhs']}" + (f" at {one['commit']}" if one["commit"] else "") for one in about}),
         "machines": sorted({", ".join(str(word) for word in one["machine"].values() if word) for one in about}),
-        "sentences": findings.sentences, "tables": findings.tables,
+        "sentences": findings.sentences + [DESCRIPTIVE] * any(one.config.purpose == "descriptive" for one in making.members), "tables": findings.tables,
     }  # fmt: skip
     page, figures = render(found, findings)
     storage = open_storage(making.out)

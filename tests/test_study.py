@@ -286,6 +286,7 @@ question: calibration
 config: debug/demo
 set:
   arms: [real-matched, "null"]  # which need no generator
+  purpose: descriptive
   phantoms.count: 40
   labeller.steps: 2
   classifier.epochs: 1
@@ -320,6 +321,7 @@ def test_a_study_that_is_interrupted_goes_on_and_leaves_what_is_not_its_own(tmp_
     assert set(rows.predictions.arm) == {"real-matched", "null"} and rows.about["trained"]["null"]["generated"] > 0
     assert len(before) < 20_000 and str(tmp_path) not in before.decode(), "small, and without this machine's paths"
     printed = vhs(*again)
+    assert studying.DESCRIPTIVE in " ".join(printed.split()) and studying.DESCRIPTIVE in found["sentences"]
     assert "run 1 of" not in printed and len(json.loads((out / "records" / "looks.json").read_text())) == 1, "the same records again are no further look"
     assert [path.name for path in (out / "runs").rglob("*")] == [first.name, "mine.txt"], "a recorded run's files go, and no others"
     shutil.move(record, tmp_path / "away.csv")
