@@ -66,6 +66,7 @@ def run(
     from jobs.dry_run import dry_run as dry_run_of
 
     settings = configuration.load(config, overrides or [])
+    settings.refuse_sealed()
     if gpus and not dry_run:
         raise configuration.ConfigError(f"--gpus {gpus}: only a dry run plans for numbers of GPUs; add --dry-run")
     if dry_run and scope:

@@ -22,6 +22,7 @@ from vhs.settings import CONFIGS, Classifier, DreamBooth, Generation, Labeller, 
 
 FILE_BYTES = 1 << 20
 PHANTOMS, FILES = "phantoms", "files"  # what science knows of `data`
+SEALED = 1000  # phantoms.seed from here on is for reported figures alone, below 100 for choosing settings
 RANKED = ("labeller", "dreambooth", "classifier")  # sections whose units may have several ranks
 PLACES = ("data", "trained_on")  # of a generator: where, not what
 Arm = Annotated[str, BeforeValidator(lambda name: "null" if name is None else name)]  # null is YAML's word for nothing
@@ -174,6 +175,11 @@ class Config(Section):
     def measure(self) -> View:
         """The view with this run's class edges."""
         return VIEWS[self.view].with_edges(self.edges, self.high_is_large)
+
+    def refuse_sealed(self):
+        """ConfigError for phantoms that nobody may look at but a study, which counts how often."""
+        if self.data == PHANTOMS and self.phantoms.seed >= SEALED:
+            raise ConfigError(f"phantoms.seed = {self.phantoms.seed}: from {SEALED} on they are sealed, for what `vhs study` reports. Take a seed below")
 
     @property
     def largest_ranks(self) -> int:

@@ -2,7 +2,7 @@
 
     protocol.json          what will be done and said, frozen before the first run: a study that says otherwise is another study
     RUN-SCOPE.csv          the record of a finished scope of a run (vhs/metrics/record.py), written whole or not at all, never over another
-    looks.json             every set of records that was tabled, once each: how often the study has been opened
+    looks.json             every set of records that was tabled, and every other table of them, once each: how often the study has been opened
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from jobs.plan import SOURCES, PlanError, Run
 from jobs.unit import digest
 from shards import manifest
 from shards.storage import open_storage
+from vhs.study import Study
 
 if TYPE_CHECKING:
     from vhs.metrics.record import Record
@@ -42,7 +43,8 @@ class Evidence:
         data = json.dumps(protocol, indent=1).encode() + b"\n"
         if not self._storage.exists(PROTOCOL):
             self._storage.commit(PROTOCOL, data)
-        if keys := changed(json.loads(self._storage.read(PROTOCOL)), json.loads(data)):
+        frozen = {name: field.default for name, field in Study.model_fields.items()} | json.loads(self._storage.read(PROTOCOL))  # begun before a key was there
+        if keys := changed(frozen, json.loads(data)):
             raise PlanError(
                 f"{self.folder}/{PROTOCOL} says otherwise than this study: {', '.join(keys)} differ{'s' if len(keys) == 1 else ''}. What is said is fixed "
                 "before it is looked at: write the former back, or give the changed study a name of its own"
@@ -93,10 +95,11 @@ class Evidence:
                 raise PlanError(f"{self.folder}/{other}.csv was made of other data than {record.name}: put that data back, or give the study --records ANOTHER")
         self._storage.commit(f"{record.name}.csv", encode(record))
 
-    def look(self, names: list[str]) -> list[dict]:
-        """Count that these records are tabled; the same ones again are no further look, for they tell nothing new -> every look so far."""
+    def look(self, names: list[str], shown: list) -> list[dict]:
+        """Count that these records are tabled, and show such figures; the same ones again are no further look, for they tell nothing new, but another
+        analysis of them is -> every look so far."""
         looks = json.loads(self._storage.read(LOOKS)) if self._storage.exists(LOOKS) else []
-        seen = digest([hashlib.sha256(self._storage.read(f"{name}.csv")).hexdigest() for name in sorted(names)])[:12]
+        seen = digest([shown, *(hashlib.sha256(self._storage.read(f"{name}.csv")).hexdigest() for name in sorted(names))])[:12]
         if seen not in [look["at"] for look in looks]:
             looks.append({"at": seen, "records": len(names), "when": time.strftime("%Y-%m-%d", time.gmtime())})
             self._storage.put(LOOKS, json.dumps(looks, indent=1).encode() + b"\n")

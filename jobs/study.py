@@ -18,14 +18,13 @@ from pathlib import Path
 
 from jobs import config as configuration
 from jobs import evidence, plan, preflight
-from jobs.config import PHANTOMS, Config, ConfigError, changed
+from jobs.config import PHANTOMS, SEALED, Config, ConfigError, changed
 from jobs.drive import Failed
 from jobs.evidence import Evidence
 from jobs.plan import PlanError, Run
 from shards.storage import Storage, open_storage
 from vhs.study import Study, arms_of, as_word
 
-SEALED = 1000  # phantoms.seed from here on is for reported figures alone, below 100 for choosing settings
 MINE = "state/study.json"  # in a run: which study made it, and so may delete it
 DESCRIPTIVE = "this only describes these data: so says the configuration (purpose: descriptive), with the reason"
 MARKER = re.compile(r"-[0-9a-f]{12}\.(json|parquet)$")
@@ -64,6 +63,8 @@ def members(study: Study, overrides: list[str] = ()) -> list[Member]:
     for values in product(*study.vary.values()):
         vary = dict(zip(study.vary, values))
         written = [f"{key}={json.dumps(value)}" for key, value in {**study.set, **vary}.items()]
+        if study.own_seeds:
+            written += own_seeds(configuration.load(study.config, written))
         planned, config = configuration.load(study.config, written), configuration.load(study.config, [*written, *overrides])
         if keys := changed(planned.science, config.science):
             raise ConfigError(f"{', '.join(keys)}: a study's science is in its file. Behind the command stand only data= and execution.…=")
@@ -72,6 +73,13 @@ def members(study: Study, overrides: list[str] = ()) -> list[Member]:
         made.append(Member("_".join(f"{names[key]}-{as_word(value)}" for key, value in vary.items()) or "run", vary, config))
     sealed(made)
     return made
+
+
+def own_seeds(config: Config) -> list[str]:
+    """The seeds of a run that shares no draw with a run of other phantoms, as overrides."""
+    first = config.phantoms.seed * 100  # more than one run has of classifiers
+    sections = [name for name, section in config if name != PHANTOMS and "seed" in getattr(type(section), "model_fields", ())]
+    return [f"seeds={[first + seed for seed in config.seeds]}", *(f"{name}.seed={first}" for name in sections)]
 
 
 def sealed(made: list[Member]) -> bool | None:
@@ -202,10 +210,15 @@ def table(making: Making, early: bool) -> dict:
     """The study's answer from its records, as study.json has it, and its page below `out`. `early`: of those that are there so far. PlanError where some
     are missing, or none is there."""
     from vhs.metrics.study import QUESTIONS
-    from vhs.report.study import render
+    from vhs.report.study import render, shown
 
     study, names = making.study, [(name, one.config) for one in making.members for name in one.records.values()]
     there = [name for name, config in names if making.kept.has(name, config)]
+    if foreign := [name for name in there if making.kept.about(name)["study"] != study.name]:
+        raise PlanError(
+            f"{making.kept.folder}/{foreign[0]}.csv is a record of study {making.kept.about(foreign[0])['study']}, which counts how often it is looked at: "
+            f"give {study.name} records of its own by --records ANOTHER"
+        )
     if not there or (len(there) < len(names) and not early):
         raise PlanError(
             f"study {study.name} has {len(there)} of {len(names)} records: it is tabled when all are there. The same command makes the others"
@@ -216,7 +229,7 @@ def table(making: Making, early: bool) -> dict:
     about = [record.about for record in records]
     found = {
         "study": protocol(study, making.members), "sealed": sealed(making.members), "records": len(there), "of": len(names),
-        "looks": making.kept.look(there), "core_seconds": sum(one["core_seconds"] for one in about),
+        "looks": making.kept.look(there, shown(findings)), "core_seconds": sum(one["core_seconds"] for one in about),
         "patients_known": all(one["patients_known"] for one in about),
         "made_by": sorted({f"vhs {one['vhs']}" + (f" at {one['commit']}" if one["commit"] else "") for one in about}),
         "machines": sorted({", ".join(str(word) for word in one["machine"].values() if word) for one in about}),

@@ -211,6 +211,7 @@ def tune(
     if not re.fullmatch(r"[\w-]+", name):
         raise configuration.ConfigError(f"--name {name}: letters, digits, _ and -")
     opened = plan.reopen(run)
+    opened.config.refuse_sealed()
     world.set_environment(opened.config.threads)
     wanted = configuration.read(space, overrides or [], Search)
     with Display(console) as display:

@@ -71,24 +71,39 @@ def test_calibration_counts_the_intervals_that_cover_zero():
     null, oracle = found.tables["How many of the 95% intervals cover 0"]
     assert [null[what] for what in ("runs", "cover 0", "above 0", "below 0")] == [20, 17, 2, 1]
     assert [oracle[what] for what in ("runs", "cover 0", "above 0", "below 0")] == [20, 0, 20, 0]
-    assert oracle["share that covers 0"]["ci95"] == pytest.approx([0, 0.161], abs=1e-3)  # Wilson's for 0 of 20
+    assert oracle["share above 0"]["ci95"] == pytest.approx([0.832, 1], abs=1e-3)  # Clopper and Pearson's for 20 of 20
     assert null["mean over runs"]["value"] == pytest.approx((2 * 0.2 - 0.2) / 20) and oracle["mean over runs"]["ci95"] == pytest.approx([0.2, 0.2])
     alone = metrics.paired_difference(records[3].predictions, "oracle", "real-matched")
     assert found.tables["Every run by itself"][3 * 2 + 1]["difference"]["ci95"] == alone["ci95"]
-    assert found.sentences[0].startswith("null - real-matched: 17 of 20 intervals cover 0 (85.0 [64.0, 94.8]%), 3 exclude it")
+    assert found.sentences[0].startswith("null - real-matched: of 20 intervals 17 cover 0, 2 lie above, 1 below; asked for is that of 20 or more at least 85%")
+    assert found.sentences[0].split(". By")[0].endswith("cover 0: met") and found.sentences[1].split(". By")[0].endswith("lie above 0: met")
+
+
+def test_calibration_says_that_it_failed():
+    real, better = np.arange(100) < 70, np.arange(100) < 90
+    arms = {"real-matched": real, "null": better, "oracle": np.arange(100) < 50}
+    found = asked.calibration([planted(f"seed-{number}", arms) for number in range(20)], ["null - real-matched", "oracle - real-matched"])
+    assert "0 cover 0, 20 lie above, 0 below; asked for" in found.sentences[0] and "cover 0: NOT MET" in found.sentences[0]
+    assert "20 below" in found.sentences[1] and "lie above 0: NOT MET" in found.sentences[1], "an oracle that does harm is no oracle"
+    few = asked.calibration([planted(f"seed-{number}", arms | {"null": real}) for number in range(19)], ["null - real-matched"])
+    assert "19 cover 0" in few.sentences[0] and "NOT MET" in few.sentences[0], "nineteen are not twenty"
 
 
 def test_intervals_of_equal_arms_cover_zero_as_often_as_they_promise():
     rng = np.random.default_rng(1)
     records = [planted(f"seed-{number}", {arm: rng.random(150) < 0.7 for arm in ("real-matched", "null")}) for number in range(200)]
     (null,) = asked.calibration(records, ["null - real-matched"]).tables["How many of the 95% intervals cover 0"]
-    assert 0.91 <= null["share that covers 0"]["value"] <= 0.99
+    assert 0.91 <= null["share cover 0"]["value"] <= 0.99
 
 
 def test_a_run_without_a_generated_image_says_nothing_and_is_named():
     none = {"mixed": {"real": 70, "generated": 0, "steps": 9}, "real-matched": {"real": 70, "generated": 0, "steps": 9}}
     same = {"mixed": np.ones(30), "real-matched": np.ones(30)}
     records = [planted("seed-1", same, trained=none), planted("seed-2", same)]
+    (alone, left_out) = asked.pooled(records[:1], [PAIR]).sentences
+    assert "nothing to say" in alone and left_out.startswith("seed-1 is left out of mixed")
+    four = [planted(f"seed-{number}", same) for number in (2, 3)] + [planted("seed-4", {"mixed": np.arange(30) < 15, "real-matched": np.ones(30)})]
+    assert "over 3 of 4 runs" in asked.pooled([*records[:1], *four], [PAIR]).sentences[0]
     found = asked.calibration(records, [PAIR])
     assert found.tables["How many of the 95% intervals cover 0"][0]["runs"] == 1 and found.sentences[1].startswith("seed-1 is left out of mixed")
     assert asked.pooled(records, [PAIR]).tables["Differences"][0]["images"] == 30
@@ -161,6 +176,23 @@ def test_a_worth_over_sets_knows_that_sets_and_trainings_differ():
     assert "as they were trained" in found[0].said and hits[0] / draws >= 0.9 > hits[1] / draws, hits / draws
 
 
+def test_a_worth_that_is_none_is_not_found_at_the_curves_ends():
+    """Equal arms on five sets: at the first and the last level too, an arm that is a little better by chance is worth nothing."""
+    rng, draws, wrong = np.random.default_rng(5), 60, np.zeros(3)
+    for _ in range(draws):
+        levels = []
+        for number, accuracy in ((20, 0.60), (40, 0.68), (80, 0.76)):
+            parts = []
+            for name in range(5):
+                right = {arm: rng.random(200) < accuracy + rng.normal(0, 0.03) for arm in ("mixed", "real-matched")}
+                parts.append(planted(f"seed-{name}", right).predictions.assign(set=str(name)))
+            levels.append(Level(number, number, pd.concat(parts, ignore_index=True)))
+        for place, found in enumerate(worth_of(levels, "mixed", "real-matched")):
+            (low, high), above, below = found.ci95, "beyond the curve, beyond" in found.said, "below the curve, below" in found.said
+            wrong[place] += above or below or (low is not None and low > 0) or (high is not None and high < 0)
+    assert (wrong <= 6).all(), wrong
+
+
 def test_runs_of_one_recipe_tell_together_how_much_trainings_differ():
     """Two seeds of one run say next to nothing of it: equal arms would be told apart, and a difference of ten points overlooked, every few times."""
     rng, records = np.random.default_rng(4), []
@@ -172,8 +204,10 @@ def test_runs_of_one_recipe_tell_together_how_much_trainings_differ():
         records.append(Record(seeds[0].about, pd.concat([one.predictions for one in seeds], ignore_index=True)))
     null, oracle = asked.calibration(records, ["null - real-matched", "oracle - real-matched"]).tables["How many of the 95% intervals cover 0"]
     assert null["cover 0"] >= 36 and oracle["above 0"] >= 37
+    (said,) = asked.calibration(records, ["oracle - real-matched"]).sentences
     alone = [metrics.paired_difference(record.predictions, "oracle", "real-matched")["ci95"] for record in records]
-    assert sum(low <= 0 for low, _ in alone) >= 5, "by itself such a run often cannot say so"
+    overlooked = sum(low <= 0 <= high for low, high in alone)
+    assert overlooked >= 5 and f"By its own seeds alone, as one run would say it: {overlooked} cover 0" in said, "by itself such a run often cannot say so"
 
 
 def test_worth_goes_by_what_was_trained_on():
@@ -259,8 +293,35 @@ def test_science_is_in_the_studys_file_and_sealed_phantoms_stay_apart():
     assert studying.sealed(studying.members(small())) is False and studying.sealed(studying.members(small(vary={"phantoms.seed": [1000, 1001]})))
 
 
+def test_sets_of_phantoms_share_no_draw_where_their_seeds_are_their_own():
+    made = [one.config for one in studying.members(small(own_seeds=True, set={"seeds": [0, 1]}, vary={"phantoms.seed": [1, 2], "generation.quota": [3, 6]}))]
+    drawn = [{*one.seeds, one.split.seed} for one in made]
+    assert drawn[0] == drawn[1] and not drawn[0] & drawn[2], "runs of one set begin alike, of two sets not"
+    for one in made:
+        sections = [section.seed for name, section in one if name != "phantoms" and hasattr(section, "seed")]
+        assert len(sections) >= 5 and set(sections) == {100 * one.phantoms.seed} and one.seeds == (sections[0], sections[0] + 1)
+    with pytest.raises(ConfigError, match="own_seeds follow from phantoms.seed: vary it"):
+        values = {"name": "mine", "question": "pooled", "config": "debug/demo", "own_seeds": True, "vary": {"generation.quota": [3, 6]}}
+        configuration.validated(values, Study)
+
+
+def test_another_analysis_of_the_same_records_is_another_look(tmp_path):
+    kept = Evidence(tmp_path)
+    kept.write(planted("seed-1", {"mixed": [1, 1, 0, 1], "real-matched": [1, 0, 0, 1]}))
+    looks = [len(kept.look(["seed-1-split"], shown)) for shown in ([["+1.0"]], [["+1.0"]], [["+2.0"]], [["+1.0"]])]
+    assert looks == [1, 1, 2, 2]
+
+
+def test_sealed_phantoms_are_for_studies_alone(tmp_path):
+    for more in ([], ["--dry-run"]):
+        assert "phantoms.seed = 1030: from 1000 on they are sealed" in vhs("run", "debug/demo", "phantoms.seed=1030", "--out", tmp_path / "run", *more, code=1)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_foreign_record_and_another_protocol_are_refused_by_name(tmp_path):
     (one, _), kept = studying.members(small()), Evidence(tmp_path)
+    begun = {key: value for key, value in studying.protocol(small(), [one]).items() if key != "own_seeds"}  # by a version that had no such key
+    (tmp_path / PROTOCOL).write_text(json.dumps(begun))
     kept.freeze(studying.protocol(small(), [one]))
     record = planted("seed-1", {"mixed": [1, 1, 0, 1], "real-matched": [1, 0, 0, 1]})
     from jobs import models
@@ -268,6 +329,9 @@ def test_a_foreign_record_and_another_protocol_are_refused_by_name(tmp_path):
     science = {key: value for key, value in one.config.science.items() if key != "report"}  # of a version that had no such setting
     kept.write(Record(record.about | {"science": science, "models": models.fingerprints(one.config)}, record.predictions))
     assert kept.has("seed-1-split", one.config) and not kept.has("seed-2-split", one.config)
+    making = studying.Making(small(), [one], str(tmp_path / "out"), kept, None, print)
+    with pytest.raises(PlanError, match="seed-1-split.csv is a record of study planted.*give small records of its own"):
+        studying.table(making, early=False)
     other = configuration.load("debug/demo", ["phantoms.seed=1", "classifier.epochs=9", "seeds=[0]"])
     with pytest.raises(PlanError, match="seed-1-split.csv is the record of another run: classifier.epochs differs.*--records ANOTHER"):
         kept.has("seed-1-split", other)

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from vhs.settings import Section
 
+PHANTOM_SEED = "phantoms.seed"
 ALONG = ("dose", "worth")  # questions that go along one of the varied keys
 WORD = re.compile(r"[A-Za-z0-9.+_-]+")
 
@@ -32,6 +33,7 @@ class Study(Section):
     config: str  # of every run
     set: Annotated[dict, BeforeValidator(_flat)] = {}  # its settings that are the same for all, dotted keys
     vary: Annotated[dict, BeforeValidator(_flat)] = {}  # and those that are not: one run for each combination, the last key fastest
+    own_seeds: bool = False  # every other seed of a run follows from its phantoms.seed, so that sets of phantoms share no draw
     along: str | None = None  # the varied key that dose and worth go along
     pairs: tuple[str, ...] = Field(("mixed - real-matched",), min_length=1)  # the differences that will be reported, the first one before all
     looks: int = Field(1, ge=1)  # times that it will be tabled
@@ -54,6 +56,8 @@ class Study(Section):
             raise ValueError(f"{', '.join(both)} is set and varied: leave one of the two out")
         if (self.along in self.vary) != (self.question in ALONG) or (self.along and self.question not in ALONG):
             raise ValueError(f"along = {self.along!r}: {self.question} wants {'a key of vary' if self.question in ALONG else 'none'}")
+        if self.own_seeds and PHANTOM_SEED not in self.vary:
+            raise ValueError(f"own_seeds follow from {PHANTOM_SEED}: vary it, or leave own_seeds out")
         if self.question == "calibration" and not self.vary:
             raise ValueError("vary: how often an interval covers 0 takes several runs")
         return self

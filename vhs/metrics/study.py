@@ -4,7 +4,8 @@ Each question has one function, in QUESTIONS: (records, study's pairs, the key t
 intervals.py, which speak of new patients judged by new trainings on the same images. Where runs differ in their data or their training, the mean over runs has
 Student's interval beside it, which speaks of new runs and knows nothing of patients.
 
-An arm that is to train on generated images and got none in a run is the same training as real-matched: that run says nothing of it and is left out, by name.
+An arm that is to train on generated images and got none in a run is the same training as real-matched: that run says nothing of it and is left out, by name,
+and the sentence says how many are left.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ from vhs.study import arms_of
 
 PERCENT, POINTS, IMAGES = "percent", "points", "images"  # units of a figure
 REAL = ("real", "real-matched")  # the arms that train on real images alone
+COVERS, ABOVE, BELOW = "cover 0", "above 0", "below 0"  # where an interval lies
+# What calibration asks of an arm that cannot help and of one that must, fixed before any of its runs was looked at: where at least
+# this share of the intervals of at least so many runs lies.
+CRITERIA, SHARE, RUNS = {"null": COVERS, "oracle": ABOVE}, 0.85, 20
 
 
 @dataclass(frozen=True)
@@ -37,18 +42,42 @@ class Findings:
 
 
 def calibration(records: Sequence[Record], pairs: Sequence[str], along: str | None = None) -> Findings:
-    """How often the interval of a run covers 0: for a pair without a difference it should nearly always, for one with a large one never."""
+    """How often the interval of a run covers 0: for a pair without a difference it should nearly always, for one with a large one never. Intervals as a
+    study has them, in which runs say together how much trainings differ; and beside them as each run alone would say."""
     rows, left_out = differences(records, pairs)
-    sentences, shares = [], []
+    runs, sentences, shares = by_run(records), [], []
+    for row in rows:
+        row["by its own seeds alone"] = _paired(pool(runs[row["run"]]), row["pair"])["difference"]
     for pair in pairs:
         of_pair = [row for row in rows if row["pair"] == pair]
-        low, high = (np.array([row["difference"]["ci95"][end] for row in of_pair]) for end in (0, 1))
-        counts = {"cover 0": int(((low <= 0) & (high >= 0)).sum()), "above 0": int((low > 0).sum()), "below 0": int((high < 0).sum())}
-        share = _share(counts["cover 0"], len(of_pair))
-        shares.append({"pair": pair, "runs": len(of_pair), **counts, "share that covers 0": share, "mean over runs": over_runs(of_pair)})
-        sentences.append(f"{pair}: {counts['cover 0']} of {len(of_pair)} intervals cover 0 ({words(share)}%), {len(of_pair) - counts['cover 0']} exclude it")
+        counts = _places([row["difference"] for row in of_pair])
+        share = {f"share {place}": _share(counts[place], len(of_pair)) for place in (COVERS, ABOVE)}
+        alone = _places([row["by its own seeds alone"] for row in of_pair])
+        shares.append({"pair": pair, "runs": len(of_pair), **counts, **share, "mean over runs": over_runs(of_pair)})
+        sentences.append(
+            f"{pair}: of {len(of_pair)} intervals {_listed(counts)}{_met(arms_of(pair)[0], counts, len(of_pair))}. By its own seeds alone, as one "
+            f"run would say it: {_listed(alone)}"
+        )
     tables = {"How many of the 95% intervals cover 0": shares, "Every run by itself": rows}
     return Findings(sentences + left_out, tables, {"by_run": rows})
+
+
+def _places(figures: Sequence[dict]) -> dict[str, int]:
+    """How many of the figures' intervals lie where."""
+    low, high = (np.array([figure["ci95"][end] for figure in figures]) for end in (0, 1))
+    return {COVERS: int(((low <= 0) & (high >= 0)).sum()), ABOVE: int((low > 0).sum()), BELOW: int((high < 0).sum())}
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return f"{counts[COVERS]} cover 0, {counts[ABOVE]} lie above, {counts[BELOW]} below"
+
+
+def _met(arm: str, counts: dict[str, int], runs: int) -> str:
+    """Whether what is asked of a control was seen; nothing is asked of other arms."""
+    if (place := CRITERIA.get(arm)) is None:
+        return ""
+    met = runs >= RUNS and counts[place] >= SHARE * runs
+    return f"; asked for is that of {RUNS} or more at least {100 * SHARE:.0f}% {place.replace('above', 'lie above')}: {'met' if met else 'NOT MET'}"
 
 
 def dose(records: Sequence[Record], pairs: Sequence[str], along: str | None = None) -> Findings:
@@ -60,9 +89,11 @@ def dose(records: Sequence[Record], pairs: Sequence[str], along: str | None = No
         of_runs, unmixed = differences(group, pairs)
         left_out += unmixed
         for pair in pairs:
-            found, of_pair = {along: level, "pair": pair, **_difference(_mixed_in(group, pair), pair)}, [row for row in of_runs if row["pair"] == pair]
+            mixed, of_pair = _mixed_in(group, pair), [row for row in of_runs if row["pair"] == pair]
+            found = {along: level, "pair": pair, "generated images": _generated(mixed, pair), **_difference(mixed, pair)}
             changes.append(found | {"mean over runs": over_runs(of_pair)})
-            said[pair].append(f"{words(_headline(found['difference'], of_pair)[0])} at {level}")
+            figure, basis = _headline(found, of_pair, len(by_run(group)))
+            said[pair].append(f"{words(figure)} at {level} ({basis})")
     sentences = [f"{pair}, points by {along}: {', '.join(of_levels)}" for pair, of_levels in said.items()]
     tables = {"Differences": changes, "Accuracy of every arm": rows}
     return Findings(sentences + left_out, tables, {"along": rows})
@@ -96,6 +127,7 @@ def pooled(records: Sequence[Record], pairs: Sequence[str], along: str | None = 
     changes, sentences = [], []
     for pair in pairs:
         if not (mixed := _mixed_in(records, pair)):
+            sentences.append(f"{pair}: nothing to say, for no run had a generated image to mix in")
             continue
         of_pair = [row for row in rows if row["pair"] == pair]
         overall = {"source": "all", "pair": pair, **_difference(mixed, pair)}
@@ -103,9 +135,8 @@ def pooled(records: Sequence[Record], pairs: Sequence[str], along: str | None = 
         judged = pool(mixed)
         if judged.source.nunique() > 1:
             changes += [{"source": source, "pair": pair, **_paired(of_source, pair)} for source, of_source in judged.groupby("source")]
-        said, over = _headline(overall["difference"], of_pair)
-        basis = f"{over} runs" if over else f"{overall['images']} images"
-        sentences.append(f"{pair}: {words(said)} points, half-width {50 * np.ptp(said['ci95']):.1f}, over {basis}")
+        said, basis = _headline(overall, of_pair, len(by_run(records)))
+        sentences.append(f"{pair}: {words(said)} points, {_verdict(said, *arms_of(pair))}; half-width {_half(said)}, over {basis}")
     if any(record.about["scope"] != "split" for record in records):
         sentences.append("folds share training images, which no interval of one cross-validation can account for: these are too narrow by an unknown amount")
     arms = [{"source": "all", "arm": arm, **_accuracy(of_arm)} for arm, of_arm in by_arm(predictions)]
@@ -184,10 +215,30 @@ def over_runs(rows: Sequence[dict]) -> dict | None:
     return {"value": float(values.mean()), "ci95": [float(values.mean() - half), float(values.mean() + half)], "unit": POINTS}
 
 
-def _headline(pooled: dict | None, of_runs: Sequence[dict]) -> tuple[dict | None, int]:
-    """(the figure that a sentence gives, the runs it is the mean of, 0 where it is pooled): runs that each have their data, labeller and generator say what
-    another such run would, and the pooled interval speaks of these generators alone."""
-    return (over_runs(of_runs), len(of_runs)) if len(of_runs) >= SETS else (pooled, 0)
+def _headline(overall: dict, of_runs: Sequence[dict], runs: int) -> tuple[dict | None, str]:
+    """(the figure that a sentence gives, over what): of `runs` that each have their data, labeller and generator the mean, for it says what another such run
+    would, and the pooled interval speaks of these generators alone. Which of the two does not depend on how many runs are left."""
+    if runs < SETS:
+        return overall["difference"], f"{overall['images']} images"
+    return over_runs(of_runs), f"{len(of_runs)} runs" if len(of_runs) == runs else f"{len(of_runs)} of {runs} runs"
+
+
+def _verdict(figure: dict | None, first: str, second: str) -> str:
+    if figure is None:
+        return "too few runs to say"
+    low, high = figure["ci95"]
+    return f"{first} is better" if low > 0 else f"{first} is worse" if high < 0 else f"no difference from {second} could be shown"
+
+
+def _half(figure: dict | None) -> str:
+    return "–" if figure is None else f"{50 * np.ptp(figure['ci95']):.1f}"
+
+
+def _generated(records: Sequence[Record], pair: str) -> str:
+    """Of how many distinct generated images the pair's arms were trained, in the run with fewest and in that with most."""
+    trained = [record.about["trained"][arm] for record in records for arm in arms_of(pair) if arm not in REAL and arm in record.about["trained"]]
+    counts = [of_arm["generated"] for of_arm in trained]
+    return "–" if not counts else f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
 
 
 def words(figure: dict | None) -> str:
@@ -226,5 +277,5 @@ def _accuracy(predictions: pd.DataFrame) -> dict:
 def _share(count: int, of: int) -> dict | None:
     if not of:
         return None
-    interval = stats.binomtest(count, of).proportion_ci(LEVEL, method="wilson")
+    interval = stats.binomtest(count, of).proportion_ci(LEVEL, method="exact")
     return {"value": count / of, "ci95": [float(interval.low), float(interval.high)], "unit": PERCENT}

@@ -6,8 +6,11 @@ said beyond the curve's ends: where the first arm lies above its last point, k i
 
 The interval leaves out one set after the other, each with its own data, labeller, generator and trainings, the same for both arms and all levels: the
 jackknife's standard error (Efron & Tibshirani 1993, ch. 11) times Student's t. An end is open (None) where it, or the estimate without some set, lies beyond
-the curve. With fewer than SETS sets it is a percentile bootstrap over patients (ch. 13), and speaks of the classifiers as they were trained alone: an end is
-open where more than 2.5% of the draws lie beyond.
+the curve, or where the first arm's accuracy may lie beyond the curve's by the same interval of their difference. Where every estimate lies beyond, the other
+end is where that interval ends on the curve: at its last level an accuracy that is a little higher by chance is no worth.
+
+With fewer than SETS sets it is a percentile bootstrap over patients (ch. 13), and speaks of the classifiers as they were trained alone: an end is open where
+more than 2.5% of the draws lie beyond.
 """
 
 from __future__ import annotations
@@ -69,9 +72,25 @@ def _jackknife(once: np.ndarray, sums: np.ndarray, images: np.ndarray, numbers: 
     inside = np.clip(without, lowest, highest)
     half = stats.t.ppf((1 + LEVEL) / 2, sets - 1) * np.sqrt((sets - 1) / sets * ((inside - inside.mean(0)) ** 2).sum(0))
     low, high = np.clip(once, lowest, highest) - half, np.clip(once, lowest, highest) + half
-    low = np.where(np.isneginf(without).any(0) | (low < lowest), -np.inf, low)
-    high = np.where(np.isposinf(without).any(0) | (high > highest), np.inf, high)
-    return np.stack([np.where(np.isposinf(without).all(0), np.inf, low), np.where(np.isneginf(without).all(0), -np.inf, high)])
+    (low_first, low_last), (high_first, high_last) = _margins(sums, images)
+    low = np.where(np.isneginf(without).any(0) | (low < lowest) | (low_first < 0), -np.inf, low)
+    high = np.where(np.isposinf(without).any(0) | (high > highest) | (high_last > 0), np.inf, high)
+    _, curve = _curve(sums.sum(0), images.sum(0))
+    at_least, at_most = (np.array([_reached(one, curve, numbers) for one in ends]) - numbers for ends in (curve[-1] + low_last, curve[0] + high_first))
+    return np.stack([np.where(np.isposinf(without).all(0), at_least, low), np.where(np.isneginf(without).all(0), at_most, high)])
+
+
+def _margins(sums: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """[2, 2, levels]: lower and upper end of the first arm's accuracy at each level less the curve's at its first and at its last."""
+    sets = len(images)
+
+    def margins(sums: np.ndarray, images: np.ndarray) -> np.ndarray:
+        said, curve = _curve(sums, images)
+        return said[:, 0] - curve[[0, -1], None]
+
+    without = np.array([margins(sums.sum(0) - sums[n], images.sum(0) - images[n]) for n in range(sets)])
+    half = stats.t.ppf((1 + LEVEL) / 2, sets - 1) * np.sqrt((sets - 1) / sets * ((without - without.mean(0)) ** 2).sum(0))
+    return margins(sums.sum(0), images.sum(0)) + np.stack([-half, half])
 
 
 def _bootstrap(sums: np.ndarray, images: np.ndarray, numbers: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
@@ -99,11 +118,16 @@ def _by_owner(levels: Sequence[Level], arms: tuple[str, str], owner: Callable) -
 
 def _more(sums: np.ndarray, images: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     """Right answers [levels, arms] of so many images [levels] -> [levels], how many more real images; infinite where that lies beyond the curve."""
+    said, curve = _curve(sums, images)
+    return np.array([_reached(accuracy, curve, numbers) - number for accuracy, number in zip(said[:, 0], numbers)])
+
+
+def _curve(sums: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(accuracies [levels, arms], the learning curve [levels])."""
     from sklearn.isotonic import isotonic_regression
 
     said = sums / np.maximum(images, 1)[:, None]
-    curve = isotonic_regression(said[:, 1], sample_weight=np.maximum(images, 1e-9))
-    return np.array([_reached(accuracy, curve, numbers) - number for accuracy, number in zip(said[:, 0], numbers)])
+    return said, isotonic_regression(said[:, 1], sample_weight=np.maximum(images, 1e-9))
 
 
 def _reached(accuracy: float, curve: np.ndarray, numbers: np.ndarray) -> float:
@@ -125,9 +149,10 @@ def _said(more: float, tails: np.ndarray, here: float, numbers: np.ndarray, alon
     interval = f"[{low}, {high}]{alone}"
     if math.isfinite(more):
         return Worth(float(more), ends, f"{_number(more, '+')} labelled images {interval}")
-    if more > 0:
-        return Worth(None, ends, f"more than {_number(numbers[-1] - here)} labelled images, how many cannot be said: it lies above the curve's end {interval}")
-    return Worth(None, ends, f"less than {_number(numbers[0] - here)} labelled images, how many cannot be said: it lies below the curve's beginning {interval}")
+    sure = "" if np.isinf(tails).all() and tails[0] == tails[1] else "perhaps "
+    bound, place = ("more", "above the curve's end") if more > 0 else ("less", "below the curve's beginning")
+    least = _number((numbers[-1] if more > 0 else numbers[0]) - here)
+    return Worth(None, ends, f"{sure}{bound} than {least} labelled images, how many cannot be said: it lies {place} {interval}")
 
 
 def _number(images: float, sign: str = "") -> str:

@@ -35,6 +35,11 @@ def markdown(found: dict) -> str:
     return "\n".join(parts)
 
 
+def shown(findings: Findings) -> list[list[list[str]]]:
+    """Every cell of every table, as it is printed."""
+    return [grid(rows).rows for rows in findings.tables.values() if rows]
+
+
 def opened(found: dict) -> str:
     """How often the study was looked at, beside how often it was to be."""
     looks, planned = len(found["looks"]), found["study"]["looks"]
