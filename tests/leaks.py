@@ -2,10 +2,12 @@
 
     python tests/leaks.py [--leak patient|generator] [--seeds 5] [--config demo] [--out FOLDER] [KEY=VALUE …]
 
-patient     each dog is filmed four times; films are shared out one by one, as KFold over images does, so the test part shows dogs of the training part
-generator   DreamBooth is taught with the test images as well; what it draws is mixed in, and judged on those images
+patient     each dog is filmed five times; three films teach and two judge, as where films are shared out one by one
+generator   DreamBooth is taught with test images as well; what it draws is mixed in, and judged on those images
 
-No setting does either: this script replaces the functions that stand in the way, in its own process, and makes every run beside one that is as it should be.
+No setting does either: this script replaces the functions that stand in the way, in its own process. Each leak is crossed over: there are two halves of the
+dogs, P and Q, and two models, one that saw P's images and one that saw as many of Q's. On P the first one leaks and the second is honest, on Q the other way
+round, so both figures are of the same images and the same amount of teaching, and nothing but the leak is between them.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ import argparse
 import csv
 import sys
 import tempfile
-from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import patch
 
@@ -33,7 +34,8 @@ from vhs import metrics, phantom, split  # noqa: E402
 from vhs.measure import VIEWS  # noqa: E402
 from vhs.radiograph import encode_png  # noqa: E402
 
-FILMS = 4  # of a dog
+TAUGHT, FILMS = 3, 5  # films of a dog: the first three teach, the others judge
+HALVES = ("P", "Q")
 VIEW, STYLE, SIDE_PX = "canine_lateral", "clinic", 192
 
 
@@ -51,17 +53,21 @@ def film(dog: int, number: int) -> phantom.Phantom:
 
 
 def kennel(folder: Path, seed: int, dogs: int):
-    """A data folder: the films of `dogs` dogs, and labels.csv with whose they are."""
+    """A data folder: the films of 2 x `dogs` dogs, and a table for each half in which its dogs teach and all judge."""
     (folder / "images").mkdir(parents=True)
-    names = VIEWS[VIEW].points
-    with (folder / "labels.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file", "patient", *(f"{name}_{axis}" for name in names for axis in "xy")])
-        for dog in range(seed * 100_000, seed * 100_000 + dogs):
-            for number in range(FILMS):
-                drawn = film(dog, number)
-                (folder / "images" / f"{dog}-{number}.png").write_bytes(encode_png(drawn.image))
-                writer.writerow([f"{dog}-{number}.png", f"dog {dog}", *drawn.points.ravel().round(3)])
+    head = ["file", "patient", "split", *(f"{name}_{axis}" for name in VIEWS[VIEW].points for axis in "xy")]
+    tables = {half: [head] for half in HALVES}
+    for number in range(2 * dogs):
+        dog, mine = seed * 100_000 + number, HALVES[number % 2]
+        for turn in range(FILMS):
+            drawn, name = film(dog, turn), f"images/{dog}-{turn}.png"
+            (folder / name).write_bytes(encode_png(drawn.image))
+            row = [name, f"dog {dog}", "train" if turn < TAUGHT else "test", *drawn.points.ravel().round(3)]
+            for half in HALVES:
+                tables[half] += [row] if half == mine or turn >= TAUGHT else []
+    for half, rows in tables.items():
+        with (folder / f"{half}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows(rows)
 
 
 def do(run: plan.Run, units: list):
@@ -71,13 +77,22 @@ def do(run: plan.Run, units: list):
     run.refresh()
 
 
-def judged(run: plan.Run, arm: str) -> float:
-    """Accuracy on the test part of `arm`, the only one that is trained."""
+def answers(run: plan.Run, arm: str) -> pd.Series:
+    """Of each test image, the share of seeds whose classifier is right; `arm` is the only one that is trained."""
     run = plan.Run(run.url, run.config.model_copy(update={"arms": (arm,)}))
     for stage in (train, evaluate):
         do(run, stage.units(run))
     found = pd.concat([manifest.read(run.storage, path).to_pandas() for path in run.committed("evaluate", arm=arm)], ignore_index=True)
-    return metrics.accuracy(found[found.role == metrics.HELD_OUT])["accuracy"]
+    found = found[found.role == metrics.HELD_OUT]
+    return (found.predicted == found.label).groupby(found.key).mean()
+
+
+def crossed(right: dict[str, pd.Series], half: pd.Series) -> tuple[float, float]:
+    """(honest, leaking) accuracy over all images: `right` by the model that saw P or Q, `half` that an image is of."""
+    own = {leaks: [right[seen][half[right[seen].index] == (seen if leaks else other)] for seen, other in (HALVES, HALVES[::-1])] for leaks in (False, True)}
+    honest, leaking = (pd.concat(own[leaks]) for leaks in (False, True))
+    assert honest.index.sort_values().equals(leaking.index.sort_values()) and honest.index.is_unique, "both figures are of the same images"
+    return float(honest.mean()), float(leaking.mean())
 
 
 def one_by_one(images: pd.DataFrame, settings) -> pd.DataFrame:
@@ -86,46 +101,53 @@ def one_by_one(images: pd.DataFrame, settings) -> pd.DataFrame:
 
 
 def patient_leak(seed: int, name: str, overrides: list[str], out: Path) -> tuple[float, float]:
-    """Accuracy of the arm real where no dog is on both sides, and where films are shared out one by one."""
+    """Accuracy of the arm real on films of dogs that it was not taught with, and on other films of dogs that it was."""
     kennel(out / "dogs", seed, dogs=60)
-    settings = config.load(name, [f"data={out / 'dogs'}", "phantoms.test_count=0", "arms=[real]", "split.test_fraction=0.4", f"split.seed={seed}", *overrides])
-    found = []
-    for leaky in (False, True):
-        run = plan.start(settings, str(out / ("leaky" if leaky else "clean")))
+    right = {}
+    for half in HALVES:
+        settings = config.load(name, [f"data={out / 'dogs' / half}.csv", "phantoms.test_count=0", "arms=[real]", f"split.seed={seed}", *overrides])
+        run = plan.start(settings, str(out / half))
         do(run, run.units("ingest"))
-        with patch.object(split, "_grouped", one_by_one) if leaky else nullcontext():
+        with patch.object(split, "_grouped", one_by_one), patch.object(split, "drop_copies", lambda images, _: (images, [])):
             do(run, run.units("split"))
         splits = manifest.read(run.storage, run.committed("split")[0]).to_pandas()
         dogs = manifest.load(run.storage, paths=run.committed("ingest")).to_pandas().set_index("key").patient
-        both = {part: set(dogs[splits.key[splits.part == part]]) for part in ("train", "test")}
-        assert bool(both["train"] & both["test"]) == leaky, "the leak is not what it is meant to be"
-        found.append(judged(run, "real"))
-    return found[0], found[1]
+        taught, judged = (set(dogs[splits.key[splits.part == part]]) for part in ("train", "test"))
+        assert len(taught) == 60 and len(judged) == 120 and taught < judged, "the leak is not what it is meant to be"
+        half_of = dogs.map(lambda dog, taught=taught, half=half: half if dog in taught else HALVES[half == "P"])
+        right[half] = answers(run, "real")
+    return crossed(right, half_of)
 
 
 def generator_leak(seed: int, name: str, overrides: list[str], out: Path) -> tuple[float, float]:
-    """Accuracy of the arm mixed with a generator that has not seen the test images, and with one that has."""
-    settings = config.load(name, [f"phantoms.seed={seed}", "phantoms.test_count=200", "arms=[real-matched,mixed]", *overrides])
-    clean, leaky = (plan.start(settings, str(out / word)) for word in ("clean", "leaky"))
-    draw(clean)
+    """Accuracy of the arm mixed on test images that its generator was not taught with, and on those that it was."""
+    settings = config.load(name, [f"phantoms.seed={seed}", "phantoms.test_count=400", "arms=[real-matched,mixed]", *overrides])
+    runs = {half: plan.start(settings, str(out / half)) for half in HALVES}
+    first, second = runs.values()
     for stage in ("ingest", "split", "labeller", "priors"):
-        assert plan.adopt(leaky, leaky.units(stage), clean.url)
-        leaky.refresh()
+        do(first, first.units(stage))
+        assert plan.adopt(second, second.units(stage), first.url)
+        second.refresh()
     honest = lineage.split_rows
+    test = honest(Inputs(first.storage, first.units("dreambooth")[0])).held_out
+    half_of = pd.Series([HALVES[number % 2] for number in range(len(test))], index=sorted(test.key))
+    for half, run in runs.items():
 
-    def with_test_images(inputs):
-        scope = honest(inputs)
-        training = pd.concat([scope.training, scope.held_out]).sort_values("key", ignore_index=True)
-        return lineage.ScopeRows(training, scope.inner, scope.held_out, frozenset(), frozenset())
+        def with_test_images(inputs, half=half):
+            scope = honest(inputs)
+            also = scope.held_out[(half_of[scope.held_out.key] == half).to_numpy()]
+            training = pd.concat([scope.training, also]).sort_values("key", ignore_index=True)
+            return lineage.ScopeRows(training, scope.inner, scope.held_out, frozenset(), frozenset())
 
-    with patch.object(lineage, "split_rows", with_test_images):
-        do(leaky, leaky.units("dreambooth"))
-    (generator,) = leaky.committed("dreambooth")
-    held_out = honest(Inputs(clean.storage, clean.units("train")[0])).held_out_patients
-    assert held_out <= set(leaky.marker(generator).facts["patients_seen"]), "the leak is not what it is meant to be"
+        with patch.object(lineage, "split_rows", with_test_images):
+            do(run, run.units("dreambooth"))
+        seen = set(run.marker(run.committed("dreambooth")[0]).facts["patients_seen"])
+        own = test.key.map(half_of) == half
+        assert set(test.patient[own]) <= seen and not set(test.patient[~own]) & seen, "the leak is not what it is meant to be"
     with patch.object(lineage, "guard", lambda *_: None):
-        draw(leaky)
-        return judged(clean, "mixed"), judged(leaky, "mixed")
+        for run in runs.values():
+            draw(run)
+        return crossed({half: answers(run, "mixed") for half, run in runs.items()}, half_of)
 
 
 def draw(run: plan.Run):
@@ -145,20 +167,21 @@ def main():
     parser.add_argument("--out", type=Path)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     chosen = parser.parse_args()
+    if chosen.seeds < 2:
+        parser.error(f"--seeds {chosen.seeds}: an interval takes two or more")
     world.set_environment(1)
-    print(f"| leak | without, % | with, % | inflation, points (95%, {chosen.seeds} seeds) |\n| --- | --- | --- | --- |", flush=True)
+    print(f"| leak | honest, % | leaking, % | inflation, points (95%, {chosen.seeds} seeds) |\n| --- | --- | --- | --- |", flush=True)
     for leak in chosen.leak or LEAKS:
         pairs = []
         for seed in range(chosen.seeds):
             with tempfile.TemporaryDirectory(dir=chosen.out) as folder:
                 pairs.append(LEAKS[leak](seed, chosen.config, chosen.overrides, Path(folder)))
             print(f"{leak}, seed {seed}: {100 * pairs[-1][0]:.1f} -> {100 * pairs[-1][1]:.1f}", file=sys.stderr, flush=True)
-        without, with_leak = 100 * np.array(pairs).T
-        more, half = with_leak - without, np.nan
-        if len(more) > 1:
-            half = stats.t.ppf(0.975, len(more) - 1) * more.std(ddof=1) / np.sqrt(len(more))
+        honest, leaking = 100 * np.array(pairs).T
+        more = leaking - honest
+        half = stats.t.ppf(0.975, len(more) - 1) * more.std(ddof=1) / np.sqrt(len(more))
         interval = f"{more.mean():+.1f} [{more.mean() - half:.1f}, {more.mean() + half:.1f}]"
-        print(f"| {leak} | {without.mean():.1f} | {with_leak.mean():.1f} | {interval} |", flush=True)
+        print(f"| {leak} | {honest.mean():.1f} | {leaking.mean():.1f} | {interval} |", flush=True)
 
 
 if __name__ == "__main__":
