@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ from test_slurm_scripts import submit
 from jobs import config as configuration
 from jobs import study as studying
 from jobs.config import ConfigError
-from jobs.evidence import PROTOCOL, Evidence
+from jobs.evidence import KEPT, PROTOCOL, Evidence
 from jobs.plan import PlanError
 from jobs.unit import digest
 from shards.storage import open_storage
@@ -256,6 +257,20 @@ def test_the_studies_that_come_with_vhs_can_be_made():
         assert len({one.name for one in made}) == len(made) and len({digest(one.config.science) for one in made}) == len(made)
     calibration = studying.members(studying.read("calibration")[0])
     assert [one.config.phantoms.seed for one in calibration] == list(range(1000, 1020))
+
+
+def test_what_the_readme_says_of_a_study_is_what_its_records_say():
+    readme, told_of = Path("README.md").read_text(), []
+    for folder in sorted(KEPT.iterdir()):
+        study, _ = studying.read(folder.name)
+        names, kept = [name for one in studying.members(study) for name in one.records.values()], Evidence(folder)
+        if set(names) <= set(kept.names()):
+            found = asked.QUESTIONS[study.question]([kept.read(name) for name in names], study.pairs, study.along)
+            rows = [[cell for cell in row.values() if isinstance(cell, dict)] for row in next(iter(found.tables.values()))]
+            figures = [asked.words(cells[-1]) for cells in rows if cells]
+            assert figures and not [figure for figure in figures if figure not in readme], f"{study.name}: {figures}"
+            told_of.append(study.name)
+    assert "calibration" in told_of
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,9 @@ def by_run(rows: Sequence[dict]) -> bytes:
             axis.set(yticks=range(len(of_pair)), yticklabels=[row["run"] for row in of_pair], ylim=(len(of_pair) - 0.5, -0.5), title=pair)
             axis.tick_params(axis="y", labelsize=7)
             axis.title.set_fontsize(10)
+        ends = [end for axis in axes for end in axis.get_xlim()]
+        for axis in axes:  # one scale, so that pairs can be compared
+            axis.set_xlim(min(ends), max(ends))
         axes[-1].set_xlabel("difference, points (95% interval)")
         return _svg(figure, "by_run")
 
