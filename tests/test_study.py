@@ -113,13 +113,19 @@ def test_a_run_without_a_generated_image_says_nothing_and_is_named():
 def test_dose_is_each_doses_own_accuracy():
     def run(dose: int, right: float, seed: int) -> Record:
         correct = {arm: np.arange(100) < 100 * share for arm, share in (("real-matched", 0.5), ("mixed", right))}
-        return planted(f"seed-{seed}_quota-{dose}", correct, vary={"phantoms.seed": seed, "generation.quota": dose}, data=f"seed-{seed}")
+        trained = {"real-matched": {"real": 70, "generated": 0, "steps": 9}, "mixed": {"real": 70, "generated": 3 * dose, "steps": 9}}
+        vary = {"phantoms.seed": seed, "generation.quota": dose}
+        return planted(f"seed-{seed}_quota-{dose}", correct, vary=vary, data=f"seed-{seed}", trained=trained)
 
     records = [run(dose, right, seed) for dose, right in ((25, 0.6), (50, 0.7)) for seed in (1, 2)]
     found = asked.dose(records, [PAIR], "generation.quota")
     said = {(row["generation.quota"], row["arm"]): (row["accuracy"]["value"], row["images"]) for row in found.tables["Accuracy of every arm"]}
     assert said == {(25, "real-matched"): (0.5, 200), (25, "mixed"): (0.6, 200), (50, "real-matched"): (0.5, 200), (50, "mixed"): (0.7, 200)}
     assert [row["difference"]["value"] for row in found.tables["Differences"]] == pytest.approx([0.1, 0.2])
+    curve = [(row[asked.DOSE], round(row["difference"]["value"], 9)) for row in found.plots["dose"]]
+    assert curve == [(0, 0), (107, 0.1), (214, 0.2)], "by what was trained on, from none on"
+    page, figures = render(told(found), found)
+    assert set(figures) == {"dose", "along"} and page.count("<svg") == 2
     with pytest.raises(ValueError, match="seed-1_quota-25-split and seed-1_quota-50-split judge on the same image.*along"):
         asked.pooled(records, [PAIR])
 

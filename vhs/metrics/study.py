@@ -24,6 +24,7 @@ from vhs.metrics.worth import SETS, Level, worth_of
 from vhs.study import arms_of
 
 PERCENT, POINTS, IMAGES = "percent", "points", "images"  # units of a figure
+DOSE = "generated images, % of the real ones"
 REAL = ("real", "real-matched")  # the arms that train on real images alone
 COVERS, ABOVE, BELOW = "cover 0", "above 0", "below 0"  # where an interval lies
 # What calibration asks of an arm that cannot help and of one that must, fixed before any of its runs was looked at: where at least
@@ -81,22 +82,25 @@ def _met(arm: str, counts: dict[str, int], runs: int) -> str:
 
 
 def dose(records: Sequence[Record], pairs: Sequence[str], along: str | None = None) -> Findings:
-    """Accuracy of each arm at each value of `along`, and the pairs' differences."""
+    """Accuracy of each arm at each value of `along`, and the pairs' differences: what is added to real-matched, which trains as long as each dose on real
+    images alone, and so is each dose's zero."""
     levels, rows, changes, said, left_out = by_level(records, along), [], [], {pair: [] for pair in pairs}, []
+    doses = [{DOSE: 0, "pair": pair, "difference": {"value": 0.0, "ci95": [0.0, 0.0], "unit": POINTS}} for pair in pairs]
     for level, group in levels.items():
-        predictions = pool(group)
-        rows += [{along: level, "arm": arm, **_accuracy(of_arm)} for arm, of_arm in by_arm(predictions)]
+        predictions, share = pool(group), _share_generated(group, arms_of(pairs[0])[0])
+        rows += [{along: level, DOSE: share, "arm": arm, **_accuracy(of_arm)} for arm, of_arm in by_arm(predictions)]
         of_runs, unmixed = differences(group, pairs)
         left_out += unmixed
         for pair in pairs:
             mixed, of_pair = _mixed_in(group, pair), [row for row in of_runs if row["pair"] == pair]
-            found = {along: level, "pair": pair, "generated images": _generated(mixed, pair), **_difference(mixed, pair)}
-            changes.append(found | {"mean over runs": over_runs(of_pair)})
+            found = {along: level, DOSE: share, "pair": pair, "generated images": _generated(mixed, pair), **_difference(mixed, pair)}
             figure, basis = _headline(found, of_pair, len(by_run(group)))
+            changes.append(found | {"mean over runs": over_runs(of_pair)})
+            doses.append({DOSE: share, "pair": pair, "difference": figure})
             said[pair].append(f"{words(figure)} at {level} ({basis})")
     sentences = [f"{pair}, points by {along}: {', '.join(of_levels)}" for pair, of_levels in said.items()]
     tables = {"Differences": changes, "Accuracy of every arm": rows}
-    return Findings(sentences + left_out, tables, {"along": rows})
+    return Findings(sentences + left_out, tables, {"dose": [row for row in doses if row["difference"]], "along": rows})
 
 
 def worth(records: Sequence[Record], pairs: Sequence[str], along: str | None = None) -> Findings:
@@ -232,6 +236,12 @@ def _verdict(figure: dict | None, first: str, second: str) -> str:
 
 def _half(figure: dict | None) -> str:
     return "–" if figure is None else f"{50 * np.ptp(figure['ci95']):.1f}"
+
+
+def _share_generated(records: Sequence[Record], arm: str) -> int:
+    """Generated images that the arm trained on, in % of the real ones."""
+    trained = [record.about["trained"][arm] for record in records]
+    return round(100 * sum(of_run["generated"] for of_run in trained) / sum(of_run["real"] for of_run in trained))
 
 
 def _generated(records: Sequence[Record], pair: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from vhs.metrics.study import Findings, words
+from vhs.metrics.study import DOSE, Findings, words
 from vhs.report.figures import ACCENT, INK, SECOND, THIRD, _canvas, _style, _svg
 from vhs.report.page import Grid, _embedded, _environment, _word
 
@@ -103,9 +103,14 @@ def forest(rows: Sequence[dict]) -> bytes:
         return _svg(figure, "forest")
 
 
+def dose(rows: Sequence[dict]) -> bytes:
+    """Each pair's difference over the dose -> SVG."""
+    return _lines(rows, DOSE, "dose", "pair", "difference")
+
+
 def along(rows: Sequence[dict]) -> bytes:
-    """Accuracy of every arm at each value of the varied key, which is the rows' first column -> SVG."""
-    return _lines(rows, next(iter(rows[0])), "along")
+    """Accuracy of every arm over the dose -> SVG."""
+    return _lines(rows, DOSE, "along")
 
 
 def learning(rows: Sequence[dict]) -> bytes:
@@ -113,20 +118,23 @@ def learning(rows: Sequence[dict]) -> bytes:
     return _lines(rows, "real images", "learning")
 
 
-def _lines(rows: Sequence[dict], column: str, name: str) -> bytes:
-    arms = list(dict.fromkeys(row["arm"] for row in rows))
+def _lines(rows: Sequence[dict], column: str, name: str, group: str = "arm", figure_of: str = "accuracy") -> bytes:
+    """Figures over `column`, one line for each value of `group`."""
+    groups = list(dict.fromkeys(row[group] for row in rows))
     values = sorted({row[column] for row in rows})
     width = min((after - before for before, after in itertools.pairwise(values)), default=1) * 0.04
     with _style():
         figure, (axis,) = _canvas(6.6, 3.6, [1])
-        for number, (arm, colour) in enumerate(zip(arms, itertools.cycle(COLOURS))):
-            of_arm = [row for row in rows if row["arm"] == arm]
-            x = [row[column] + width * (number - (len(arms) - 1) / 2) for row in of_arm]  # beside each other, so that intervals can be told apart
-            y, low, high = ([100 * pick(row["accuracy"]) for row in of_arm] for pick in (_value, _low, _high))
+        for number, (one, colour) in enumerate(zip(groups, itertools.cycle(COLOURS))):
+            mine = [row for row in rows if row[group] == one]
+            x = [row[column] + width * (number - (len(groups) - 1) / 2) for row in mine]  # beside each other, so that intervals can be told apart
+            y, low, high = ([100 * pick(row[figure_of]) for row in mine] for pick in (_value, _low, _high))
             style = "-" if number < len(COLOURS) else (0, (4, 2))
-            axis.plot(x, y, color=colour, linewidth=1.4, linestyle=style, marker="o", markersize=4, label=arm)
+            axis.plot(x, y, color=colour, linewidth=1.4, linestyle=style, marker="o", markersize=4, label=one)
             axis.vlines(x, low, high, color=colour, linewidth=1.2)
-        axis.set(xlabel=column, ylabel="accuracy, % (95% interval)", xticks=values)
+        if figure_of == "difference":
+            axis.axhline(0, color=INK, linewidth=0.8)
+        axis.set(xlabel=column, ylabel=f"{figure_of}, {'points' if figure_of == 'difference' else '%'} (95% interval)", xticks=values)
         axis.legend(frameon=False, labelcolor=INK, fontsize=8, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
         return _svg(figure, name)
 
@@ -152,6 +160,7 @@ def _mark(axis, figure: dict, place: float, filled: bool) -> None:
 PLOTS = {
     "by_run": (by_run, "Every run's differences with their 95% intervals; a filled mark where the interval excludes 0."),
     "forest": (forest, "Accuracy of every arm, all held-out images and seeds pooled."),
+    "dose": (dose, "What is added to real-matched, which trains as long on real images alone, with its 95% interval."),
     "along": (along, "Accuracy of every arm with its 95% interval."),
     "learning": (learning, "Learning curves: accuracy with its 95% interval over the number of real training images."),
 }
