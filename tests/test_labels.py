@@ -14,6 +14,8 @@ from conftest import vhs
 from scipy.io import loadmat, savemat
 
 from jobs import labels, plan
+from jobs.config import load
+from jobs.drive import drive
 from vhs.measure import CLASSES
 
 
@@ -94,6 +96,21 @@ def test_what_a_person_should_look_at_first(run, tmp_path):
     vhs("labels", run, "export", tmp_path / "next.csv", "--most-uncertain", 7)
     assert not {row["key"] for row in rows_of(tmp_path / "next.csv")} & {row["key"] for row in first}
     assert "go with export" in vhs("labels", run, "import", tmp_path / "next.csv", "--most-uncertain", 3, code=1)
+
+
+def test_of_controls_too_if_one_asks(reference, tmp_path):
+    """Most uncertain are the images that mixed trains on; whose an image is stands beside it."""
+    run = plan.start(load("debug/demo", ["arms=[real-matched,mixed,base]", "generation.max_rounds=1"]), str(tmp_path / "run"))
+    drive(run, reuse=str(reference), only="label")
+    whole, asked = tmp_path / "l.csv", tmp_path / "asked.csv"
+    assert labels.export(run, whole) == 48
+    rows = rows_of(whole)
+    assert [row["generator"] for row in rows] == ["dreambooth"] * 24 + ["base"] * 24
+    assert all(row["shard"].startswith("generated/base/") == (row["generator"] == "base") for row in rows)
+    assert labels.export(run, asked, uncertain=48) <= 24 and {row["generator"] for row in rows_of(asked)} == {"dreambooth"}
+    assert labels.export(run, asked, uncertain=3, generator="base") == 3 and {row["generator"] for row in rows_of(asked)} == {"base"}
+    with pytest.raises(labels.LabelError, match="no images of the generator 'null'; there are those of dreambooth, base"):
+        labels.export(run, asked, generator="null")
 
 
 def test_a_later_word_counts_and_the_mat_file_speaks_too(run, tmp_path):
