@@ -4,6 +4,9 @@ A labels shard is never rewritten. What an import changes is committed once, a t
 import: labels/corrections/<scope>/00003-….parquet is of the fourth. Of several words on one image the last counts. Training and report read those tables,
 so the next `vhs run` redoes what they touch and nothing else. Rounds that were listed stay as they were; whether another is needed is counted with the
 corrections.
+
+Looking is worth remembering too: what a person looked at and left as it was stands in labels/confirmed/. No unit reads it, so nothing is made again; an
+export of the most uncertain labels does, and asks about others.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import csv
 import hashlib
 import io
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +28,7 @@ from shards import manifest
 from shards.storage import Storage
 from vhs.measure import CLASSES, View
 
-CORRECTIONS = "labels/corrections"
+CORRECTIONS, CONFIRMED = "labels/corrections", "labels/confirmed"
 COLUMNS = ("points", "index", "label", "accepted", "reason", "label_source")  # of a labels table, that a correction replaces
 WORDS = {"yes": True, "true": True, "1": True, "accept": True, "no": False, "false": False, "0": False, "reject": False}
 SHOWN = 10  # faulty rows an error names
@@ -89,8 +93,8 @@ def judged(run, units: list[Unit]) -> bool:
 
 
 def table(run) -> pd.DataFrame:
-    """Every generated image labelled so far, with its label as corrected and `made_by`, its generator's name; of controls only those whose class is not
-    known."""
+    """Every generated image labelled so far, with its label as corrected, `made_by` (its generator's name) and `looked_at` (bool: by a person); of controls
+    only those whose class is not known."""
     named, parts = dict(run.named()), {}
     for unit in (unit for unit in named.get("label", []) if run.done(unit) and made_by(unit.params) not in KNOWING):
         parts.setdefault((unit.params["scope"], made_by(unit.params)), []).append(unit)
@@ -102,15 +106,17 @@ def table(run) -> pd.DataFrame:
         rows = images.merge(read(run.storage, [unit.marker for unit in units]), on="key", validate="one_to_one")
         rows = corrected(rows, read(run.storage, tables(run, scope, generator)))
         found.append(rows.assign(made_by=generator))
-    return pd.concat(found, ignore_index=True)
+    rows = pd.concat(found, ignore_index=True)
+    confirmed = read(run.storage, run.under(f"{CONFIRMED}/")).key
+    return rows.assign(looked_at=(rows.label_source == "hand") | rows.key.isin(confirmed))
 
 
 def most_uncertain(rows: pd.DataFrame, view: View, count: int) -> pd.DataFrame:
     """The `count` images of `rows` whose class a person's look is worth most for: the measured index lies fewest spreads from a class edge, and nobody
-    has said anything yet. Uncertainty sampling (Lewis & Gale, SIGIR 1994), with the margin in units of the measurement's own error."""
+    has looked at them yet. Uncertainty sampling (Lewis & Gale, SIGIR 1994), with the margin in units of the measurement's own error."""
     index, spread = rows["index"].to_numpy(float), rows.spread.to_numpy(float)
     margin = np.abs(index[:, None] - np.asarray(view.edges)).min(1) / np.maximum(spread, 1e-9)
-    margin[~np.isfinite(margin) | (rows.label_source == "hand").to_numpy()] = np.inf
+    margin[~np.isfinite(margin) | rows.looked_at.to_numpy(bool)] = np.inf
     order = np.lexsort((rows.key, margin))[:count]
     return rows.iloc[order[np.isfinite(margin[order])]].reset_index(drop=True)
 
@@ -128,7 +134,7 @@ def export(run, file: Path, images: Path | None = None, uncertain: int | None = 
     if generator or (uncertain and DREAMBOOTH in there):
         rows = rows[rows.made_by == (generator or DREAMBOOTH)].reset_index(drop=True)
     if uncertain:
-        rows = most_uncertain(rows, view, uncertain)
+        rows = most_uncertain(rows, view, uncertain).assign(looked_at=True)  # by whoever hands them back
     plain = {
         "key": rows.key,
         "generator": rows.made_by,
@@ -141,6 +147,7 @@ def export(run, file: Path, images: Path | None = None, uncertain: int | None = 
         "spread": rows.spread.round(4),
         "label": [CLASSES[n] if n >= 0 else "" for n in rows.label],
         "accepted": np.where(_unjudged(run, rows), "", np.where(rows.accepted, "yes", "no")),
+        "looked_at": np.where(rows.looked_at, "yes", ""),
         "reason": rows.reason,
         "label_source": rows.label_source,
         "near_key": rows.near_key,
@@ -188,16 +195,24 @@ def _point_columns(view: View) -> list[str]:
     return [f"{name}_{axis}" for name in view.points for axis in "xy"]
 
 
-def take(run, file: Path) -> int:
-    """Commits what `file` says otherwise than the run -> how many images. LabelError listing the faulty rows, and then nothing is imported.
+@dataclass(frozen=True)
+class Taken:
+    """What an import did: images corrected, and images that a person looked at for the first time and left as they were."""
+
+    corrected: int
+    confirmed: int
+
+
+def take(run, file: Path) -> Taken:
+    """Commits what `file` says otherwise than the run, and what in it was looked at. LabelError listing the faulty rows, and then nothing is imported.
 
     A row names its `key` and any of `accepted` (yes, no), `label` (a class) and all points; what is empty or absent is left as it is. Points decide
-    the class.
+    the class. A row that leaves everything as it is confirms it if `looked_at` says yes: a file handed back whole must not count as looked at.
     """
     now, view = table(run).set_index("key"), run.config.measure
     unjudged = _unjudged(run, now)
     rows = _csv_rows(file) if _format(file) == ".csv" else _mat_rows(file, view)
-    changes, faults, seen = [], [], set()
+    changes, confirmed, faults, seen = [], [], [], set()
     for line, row in enumerate(rows, start=2 if file.suffix == ".csv" else 1):
         try:
             key = (row.get("key") or "").strip()
@@ -206,15 +221,23 @@ def take(run, file: Path) -> int:
             if key in seen:
                 raise LabelError(f"the key {key} comes twice")
             seen.add(key)
+            looked = _yes_or_no(row, "looked_at")
             if change := _change(row, now.loc[key], view, run.config.resolution, unjudged[key]):
-                changes.append({"scope": now.generated_for[key], "generator": now.made_by[key], "key": key, **change})
+                changes.append(_whose(now.loc[key]) | {"key": key, **change})
+            elif looked and not unjudged[key] and not now.looked_at[key]:
+                confirmed.append(_whose(now.loc[key]) | {"key": key})
         except LabelError as fault:
             faults.append(f"row {line}: {fault}")
     if faults:
         more = f"\nand {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
         raise LabelError(f"{file}: {len(faults)} faulty rows, nothing was imported\n" + "\n".join(faults[:SHOWN]) + more)
+    _commit(run, CONFIRMED, confirmed, pa.schema([("key", pa.string())]))
     _commit(run, CORRECTIONS, changes, _schema())
-    return len(changes)
+    return Taken(len(changes), len(confirmed))
+
+
+def _whose(now: pd.Series) -> dict[str, str]:
+    return {"scope": now.generated_for, "generator": now.made_by}
 
 
 def _commit(run, above: str, rows: list[dict], schema: pa.Schema):
@@ -315,7 +338,7 @@ def _mat_rows(file: Path, view: View) -> list[dict]:
     if not isinstance(labels, dict) or "key" not in labels:
         raise LabelError(f"{file}: holds no struct `labels` with the field `key`")
     keys = np.atleast_1d(labels["key"])
-    fields = {name: np.atleast_1d(labels[name]) for name in ("key", "accepted", "label") if name in labels}
+    fields = {name: np.atleast_1d(labels[name]) for name in ("key", "accepted", "label", "looked_at") if name in labels}
     if "points" in labels:
         try:
             points = np.asarray(labels["points"], np.float64)

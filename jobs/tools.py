@@ -318,6 +318,10 @@ def labels(
     decide index and class. What is left empty or unchanged stays the machine's. A .mat file holds a struct `labels` with the same fields, `key` a
     cell array and `points` an array [images, points, 2]. A faulty row is named, and then nothing is imported.
 
+    A row whose `looked_at` says yes counts as looked at even where nothing in it was changed, and --most-uncertain does not ask about it again; nothing
+    is trained again for it. --most-uncertain writes yes into every row: leave out the rows that you did not look at, or empty it there. An export of
+    everything has yes only where somebody looked before, so importing it whole claims nothing.
+
     The report says what every import changed. Only arms that train on a corrected image (`generator` says whose it is) are
     trained again, and, where mixed has other numbers of images by it, those that draw by its numbers.
     """
@@ -331,6 +335,13 @@ def labels(
     if action == "export":
         console.print(f"{corrections.export(opened, file, images, most_uncertain, generator)} labels in {file}", markup=False)
         return
-    count = corrections.take(opened, file)
-    said = f"{count} labels corrected: run the same command again" if count else "nothing in it differs from what the run has"
-    console.print(said, markup=False)
+    console.print(_taken(corrections.take(opened, file)), markup=False)
+
+
+def _taken(done) -> str:
+    """What an import did (jobs/labels.py), in words."""
+    corrected = f"{done.corrected} label{'s' if done.corrected != 1 else ''} corrected"
+    if not done.corrected and not done.confirmed:
+        return "nothing in it differs from what the run has, and none of its rows was looked at for the first time"
+    confirmed = f"{done.confirmed} looked at and confirmed, " if done.confirmed else ""
+    return f"{confirmed}{corrected}{': run the same command again' if done.corrected else ': there is nothing to run again'}"
