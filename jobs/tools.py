@@ -322,7 +322,7 @@ def labels(
     is trained again for it. --most-uncertain writes yes into every row: leave out the rows that you did not look at, or empty it there. An export of
     everything has yes only where somebody looked before, so importing it whole claims nothing.
 
-    The report says what every import changed. Only arms that train on a corrected image (`generator` says whose it is) are
+    The report says what every import gained, and all of them together. Only arms that train on a corrected image (`generator` says whose it is) are
     trained again, and, where mixed has other numbers of images by it, those that draw by its numbers.
     """
     from jobs import labels as corrections
