@@ -28,7 +28,9 @@ _IDENTITY = re.compile(r"-([0-9a-f]{12})\.(?:json|parquet)$")
 DAMAGED = (ValueError, KeyError, TypeError, AttributeError)  # what reading something else than was written ends in
 ASIDE = ("state/", "checkpoints/")
 LIST = "/shards.txt"
-KEPT = ("plan.json", "real/sources.json", "outside/", "priors/own.json", "tune/", "labels/corrections/")  # there when the run began, or a person's word
+KEPT = (  # there when the run began, or a person's word
+    "plan.json", "real/sources.json", "outside/", "priors/own.json", "tune/", "labels/corrections/", "labels/confirmed/",
+)  # fmt: skip
 _PRODUCT = re.compile(r"(.+/[0-9a-f]{12})/.+")  # the folder of a unit's files
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 
 import pandas as pd
 
@@ -21,6 +21,7 @@ from jobs.drawing import stratum
 from jobs.generators import DREAMBOOTH, KNOWING, committed, made_by, outsiders, place, quota, wanted
 from jobs.outside import ANY
 from jobs.unit import Unit
+from shards import manifest
 from vhs.measure import CLASSES
 
 
@@ -63,7 +64,7 @@ def _next(run, generator: str, scope: str, counted: dict, contents: list[dict], 
     labels = [label.unit(run, unit) for unit in listed if run.done(unit)]
     if len(labels) < len(listed) or not all(map(run.done, labels)):
         return None
-    accepted, last = _accepted(run, scope, counted, contents, labels), labels[-len(rounds[-1]) :] if rounds else []
+    accepted, last = _accepted(run, scope, generator, counted, contents, labels), labels[-len(rounds[-1]) :] if rounds else []
     short = [name for name in counted if accepted[name] < quota(run.config, generator)]
     if not short or _waiting(run, last):
         return None
@@ -81,10 +82,10 @@ def _named(run, generator: str, scope: str, counted: dict[str, tuple[str, str | 
     return [generate.unit(run, generator, scope, *asked[name], n) for name in asked for n in content["units"].get(name, ())]
 
 
-def _accepted(run, scope: str, counted, contents: list[dict], labels: list[Unit]) -> dict[str, int]:
+def _accepted(run, scope: str, generator: str, counted, contents: list[dict], labels: list[Unit]) -> dict[str, int]:
     """Accepted images of each stratum in all `labels`. The last round's list says what there was before it, unless a person spoke since."""
     accepted, units = dict.fromkeys(counted, 0), labels
-    if contents and not corrections.tables(run, scope):
+    if contents and not corrections.tables(run, scope, generator):
         last = sum(map(len, contents[-1]["units"].values()))
         accepted, units = {name: contents[-1]["accepted_before"].get(name, 0) for name in counted}, labels[len(labels) - last :]
     for done in units:
@@ -124,3 +125,19 @@ def accepted(generated: pd.DataFrame, labels: pd.DataFrame, quota: int) -> pd.Da
     order = rows.prompted.map({name: number for number, name in enumerate(CLASSES)})
     rows = rows.assign(order=order)[rows.accepted].sort_values(["number", "order"], kind="stable")
     return rows.groupby(["label", "source"], sort=True, dropna=False).head(quota).drop(columns="order").reset_index(drop=True)
+
+
+def recounted(run, scope: str) -> bool:
+    """Whether mixed trains on another number of images of some class because of what a person said of them. All other arms but real draw by those numbers."""
+    if not (said := corrections.tables(run, scope)):
+        return False
+    made = (tuple(committed(run, stage, DREAMBOOTH, scope)) for stage in ("generate", "label"))
+    return _recounted(run.storage, *made, tuple(said), run.config.generation.quota)
+
+
+@lru_cache(maxsize=64)  # every arm and seed of a scope asks, whenever the units are named anew; what the names stand for does not change
+def _recounted(storage, generated: tuple[str, ...], labelled: tuple[str, ...], said: tuple[str, ...], quota: int) -> bool:
+    images, labels = manifest.load(storage, paths=generated).to_pandas(), corrections.read(storage, labelled)
+    now = corrections.corrected(labels, corrections.read(storage, said))
+    before, after = (accepted(images, rows, quota).label.value_counts().to_dict() for rows in (labels, now))
+    return before != after

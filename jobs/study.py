@@ -171,15 +171,15 @@ class Making:
         return storage.exists(MINE) and json.loads(storage.read(MINE)) == {"study": self.study.name, "run": one.name}
 
     def tidy(self, keep: set[str]):
-        """Delete the files of the runs whose every record is kept, but of those in `keep`: what this study made, as `vhs run` wrote it. A run that a person
-        corrected stays: nobody could make it again."""
+        """Delete the files of the runs whose every record is kept, but of those in `keep`: what this study made, as `vhs run` wrote it. A run whose labels a
+        person looked at stays: nobody could make it again."""
         if self.keep_runs:
             return
         for one in (one for one in self.members if one.name not in keep):
             storage = open_storage(self.url(one))
             if self.made(storage, one) and all(self.kept.has(name, one.config) for name in one.records.values()):
                 names = [name for name in storage.list() if OF_A_RUN.fullmatch(name)]
-                if any(name.startswith("labels/corrections/") for name in names):
+                if any(name.startswith(("labels/corrections/", "labels/confirmed/")) for name in names):
                     continue
                 # markers first, which make the rest visible; last the word whose the run is
                 for name in sorted(names, key=lambda name: (name == MINE, not MARKER.search(name), name)):

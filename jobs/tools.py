@@ -307,6 +307,9 @@ def labels(
     most_uncertain: Annotated[
         Optional[int], typer.Option(min=1, metavar="N", help="With export: the N whose class the measurement leaves most open, and nobody has looked at.")
     ] = None,
+    generator: Annotated[
+        Optional[str], typer.Option(metavar="NAME", help="With export: images of one generator; --most-uncertain takes dreambooth's unless told.")
+    ] = None,
 ):
     """Take the labels of generated images out, or a person's corrections in; the next `vhs run` redoes what they touch.
 
@@ -314,18 +317,32 @@ def labels(
 
     A row has `key`, and any of: `accepted` (yes or no), `label` (small, normal, large), all key points (A_x, A_y ... in the image's pixels), which
     decide index and class. What is left empty or unchanged stays the machine's. A .mat file holds a struct `labels` with the same fields, `key` a
-    cell array and `points` an array [images, points, 2]. A faulty row is named, and then nothing is imported. The report says what every import changed.
+    cell array and `points` an array [images, points, 2]. A faulty row is named, and then nothing is imported.
+
+    A row whose `looked_at` says yes counts as looked at even where nothing in it was changed, and --most-uncertain does not ask about it again; nothing
+    is trained again for it. --most-uncertain writes yes into every row: leave out the rows that you did not look at, or empty it there. An export of
+    everything has yes only where somebody looked before, so importing it whole claims nothing.
+
+    The report says what every import gained, and all of them together. Only arms that train on a corrected image (`generator` says whose it is) are
+    trained again, and, where mixed has other numbers of images by it, those that draw by its numbers.
     """
     from jobs import labels as corrections
     from jobs import plan
     from jobs.config import ConfigError
 
-    if action == "import" and (images or most_uncertain):
-        raise ConfigError("--images and --most-uncertain go with export: an import takes what FILE says")
+    if action == "import" and (images or most_uncertain or generator):
+        raise ConfigError("--images, --most-uncertain and --generator go with export: an import takes what FILE says")
     opened = plan.reopen(run, read_only=action == "export")
     if action == "export":
-        console.print(f"{corrections.export(opened, file, images, most_uncertain)} labels in {file}", markup=False)
+        console.print(f"{corrections.export(opened, file, images, most_uncertain, generator)} labels in {file}", markup=False)
         return
-    count = corrections.take(opened, file)
-    said = f"{count} labels corrected: run the same command again" if count else "nothing in it differs from what the run has"
-    console.print(said, markup=False)
+    console.print(_taken(corrections.take(opened, file)), markup=False)
+
+
+def _taken(done) -> str:
+    """What an import did (jobs/labels.py), in words."""
+    corrected = f"{done.corrected} label{'s' if done.corrected != 1 else ''} corrected"
+    if not done.corrected and not done.confirmed:
+        return "nothing in it differs from what the run has, and none of its rows was looked at for the first time"
+    confirmed = f"{done.confirmed} looked at and confirmed, " if done.confirmed else ""
+    return f"{confirmed}{corrected}{': run the same command again' if done.corrected else ': there is nothing to run again'}"

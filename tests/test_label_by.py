@@ -119,10 +119,12 @@ def test_by_hand_nothing_is_accepted_and_the_run_waits_for_a_person(reference, t
     labelled(reference, run, "label_by=hand", "generation.max_rounds=1")
     said = " ".join(vhs("run", "debug/demo", "label_by=hand", "generation.max_rounds=1", "--out", run, code=1).split())
     assert "wait for a person" in said and "vhs labels" in said
+    vhs("labels", run, "export", tmp_path / "asked.mat", "--most-uncertain", 3)
+    assert "nothing in it differs" in " ".join(vhs("labels", run, "import", tmp_path / "asked.mat").split()), "who says neither yes nor no has not judged"
     vhs("labels", run, "export", file)
     with file.open(newline="") as lines:
         rows = list(csv.DictReader(lines))
-    assert {row["accepted"] for row in rows} == {""}
+    assert {(row["accepted"], row["looked_at"]) for row in rows} == {("", "")}
     with file.open("w", newline="") as lines:
         writer = csv.DictWriter(lines, rows[0].keys())
         writer.writeheader(), writer.writerows(row | {"accepted": "yes"} for row in rows[:5])
@@ -137,7 +139,7 @@ def test_a_person_who_rejects_everything_has_judged_it(reference, tmp_path):
     opened = labelled(reference, run, "label_by=hand", "generation.max_rounds=1")
     keys = labels.table(opened).key
     file.write_text("key,accepted\n" + "".join(f"{key},no\n" for key in keys))
-    assert labels.take(opened, file) == len(keys) > 0
+    assert labels.take(opened, file) == labels.Taken(len(keys), 0) and len(keys) > 0
     vhs("run", "debug/demo", "label_by=hand", "generation.max_rounds=1", "--out", run)
     summary = json.loads((run / "report" / "summary.json").read_text())
     assert summary["generated"]["accepted"] == 0 and summary["paired"] is None

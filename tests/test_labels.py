@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from conftest import vhs
 from scipy.io import loadmat, savemat
 
 from jobs import labels, plan
+from jobs.config import load
+from jobs.drive import drive
 from vhs.measure import CLASSES
 
 
@@ -77,7 +80,8 @@ def test_points_from_a_person_decide_the_class_and_only_readers_are_redone(run, 
     assert not [unit for unit in redone if unit.startswith(("labels", "generated", "labeller", "generator", "classifier/real/"))]
     assert len(list(run.glob("rounds/split/*.json"))) == 2  # listed rounds stay
     vhs("verify", run, "--full")
-    assert "after a person had corrected so many generated images" in (run / "report" / "index.html").read_text()
+    page = (run / "report" / "index.html").read_text()
+    assert re.search(r"mixed</th><th[^>]*>test</th><th[^>]*>import 1</th><td>2</td>", page) and "held-out images of split had been judged" in page
 
 
 def test_what_a_person_should_look_at_first(run, tmp_path):
@@ -96,6 +100,65 @@ def test_what_a_person_should_look_at_first(run, tmp_path):
     assert "go with export" in vhs("labels", run, "import", tmp_path / "next.csv", "--most-uncertain", 3, code=1)
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".mat"])
+def test_agreeing_moves_the_queue_on_and_trains_nothing(run, tmp_path, suffix):
+    first, second = (tmp_path / f"{name}{suffix}" for name in ("first", "second"))
+
+    def asked(file) -> set[str]:
+        vhs("labels", run, "export", file, "--most-uncertain", 5)
+        return {row["key"] for row in rows_of(file)} if suffix == ".csv" else set(loadmat(file, simplify_cells=True)["labels"]["key"])
+
+    keys, identities = asked(first), [unit.identity for unit in opened(run).units("train")]
+    assert "5 looked at and confirmed, 0 labels corrected" in vhs("labels", run, "import", first)
+    assert len(keys) == 5 and len(asked(second)) == 5 and not keys & asked(second)
+    assert [unit.identity for unit in opened(run).units("train")] == identities and labels.table(opened(run)).label_source.eq("machine").all()
+    assert all(opened(run).done(unit) for _, units in opened(run).named() for unit in units), "nothing is left to do, not even the page"
+    assert "nothing in it differs" in " ".join(vhs("labels", run, "import", first).split())
+    assert len(list(run.glob("labels/confirmed/**/*.parquet"))) == 1 and not (run / "labels" / "corrections").exists()
+    assert "0 errors" in vhs("verify", run, "--full")
+
+
+def test_a_whole_export_with_three_rows_edited_is_three_looked_at(run, tmp_path):
+    """And one more, of which the person says so. What the file does not claim was not looked at, though it was handed back."""
+    vhs("labels", run, "export", tmp_path / "l.csv")
+    rows = rows_of(tmp_path / "l.csv")
+    assert {row["looked_at"] for row in rows} == {""}
+    for row in rows[:3]:
+        row["accepted"] = "no" if row["accepted"] == "yes" else "yes"
+    rows[3]["looked_at"] = "yes"
+    write(tmp_path / "l.csv", rows)
+    assert "1 looked at and confirmed, 3 labels corrected: run" in " ".join(vhs("labels", run, "import", tmp_path / "l.csv").split())
+    now = labels.table(opened(run))
+    assert set(now.key[now.looked_at]) == {row["key"] for row in rows[:4]}
+    vhs("labels", run, "export", tmp_path / "l.csv")
+    assert {row["key"] for row in rows_of(tmp_path / "l.csv") if row["looked_at"] == "yes"} == {row["key"] for row in rows[:4]}
+    assert labels.take(opened(run), tmp_path / "l.csv") == labels.Taken(0, 0), "handed back once more it claims nothing new"
+
+
+def test_once_everything_was_looked_at_nothing_is_asked(run, tmp_path):
+    keys = labels.table(opened(run)).key
+    (tmp_path / "l.csv").write_text("key,looked_at\n" + "".join(f"{key},yes\n" for key in keys))
+    writable = plan.reopen(str(run))
+    assert labels.take(writable, tmp_path / "l.csv") == labels.Taken(0, len(keys))
+    for name in ("none.csv", "none.mat"):
+        assert labels.export(opened(run), tmp_path / name, tmp_path / "pictures", uncertain=5) == 0 and (tmp_path / name).exists()
+
+
+def test_of_controls_too_if_one_asks(reference, tmp_path):
+    """Most uncertain are the images that mixed trains on; whose an image is stands beside it."""
+    run = plan.start(load("debug/demo", ["arms=[real-matched,mixed,base]", "generation.max_rounds=1"]), str(tmp_path / "run"))
+    drive(run, reuse=str(reference), only="label")
+    whole, asked = tmp_path / "l.csv", tmp_path / "asked.csv"
+    assert labels.export(run, whole) == 48
+    rows = rows_of(whole)
+    assert [row["generator"] for row in rows] == ["dreambooth"] * 24 + ["base"] * 24
+    assert all(row["shard"].startswith("generated/base/") == (row["generator"] == "base") for row in rows)
+    assert labels.export(run, asked, uncertain=48) <= 24 and {row["generator"] for row in rows_of(asked)} == {"dreambooth"}
+    assert labels.export(run, asked, uncertain=3, generator="base") == 3 and {row["generator"] for row in rows_of(asked)} == {"base"}
+    with pytest.raises(labels.LabelError, match="no images of the generator 'null'; there are those of dreambooth, base"):
+        labels.export(run, asked, generator="null")
+
+
 def test_a_later_word_counts_and_the_mat_file_speaks_too(run, tmp_path):
     file = tmp_path / "l.mat"
     vhs("labels", run, "export", file)
@@ -104,14 +167,14 @@ def test_a_later_word_counts_and_the_mat_file_speaks_too(run, tmp_path):
     turned = {"yes": "no", "no": "yes"}[word]
     for said in (turned, word, turned):
         savemat(file, {"labels": {"key": np.array([key], object), "accepted": np.array([said], object), "points": held["points"][:1]}})
-        assert "1 labels corrected" in vhs("labels", run, "import", file)
+        assert "1 label corrected: run" in vhs("labels", run, "import", file)
     assert labels.table(opened(run)).set_index("key").accepted[key] == (turned == "yes")
     assert len(list(run.glob("labels/corrections/split/*.parquet"))) == 3
 
 
 def test_faulty_rows_are_listed_and_nothing_is_imported(run, tmp_path):
     vhs("labels", run, "export", tmp_path / "l.csv")
-    rows = rows_of(tmp_path / "l.csv")[:7]
+    rows = rows_of(tmp_path / "l.csv")[:8]
     rows[0]["accepted"] = "no" if rows[0]["accepted"] == "yes" else "yes"  # this one is sound
     rows[1]["key"] = "0" * 16
     rows[2]["accepted"] = "perhaps"
@@ -119,9 +182,10 @@ def test_faulty_rows_are_listed_and_nothing_is_imported(run, tmp_path):
     rows[4]["A_x"] = ""
     rows[5]["A_x"] = "4000"
     rows[6]["label"] = "huge"
+    rows[7]["looked_at"] = "a bit"
     write(tmp_path / "l.csv", rows)
     said = " ".join(vhs("labels", run, "import", tmp_path / "l.csv", code=1).split())
-    assert "6 faulty rows, nothing was imported" in said and "row 2:" not in said
+    assert "7 faulty rows, nothing was imported" in said and "row 2:" not in said
     for text in (
         "row 3: no labelled image has the key '0000000000000000'",
         "row 4: accepted 'perhaps'; legal: yes",
@@ -129,9 +193,10 @@ def test_faulty_rows_are_listed_and_nothing_is_imported(run, tmp_path):
         "row 6: 11 of 12 coordinates, without A_x",
         "row 7: a point outside the image of 128 x 128",
         "row 8: label 'huge'; legal: small, normal, large",
+        "row 9: looked_at 'a bit'; legal: yes",
     ):
         assert text in said, said
-    assert not (run / "labels" / "corrections").exists()
+    assert not (run / "labels" / "corrections").exists() and not (run / "labels" / "confirmed").exists()
     savemat(tmp_path / "l.mat", {"labels": {"key": np.array([rows[0]["key"]], object), "points": np.zeros((1, 5, 2))}})
     assert "legal is (1, 6, 2)" in " ".join(vhs("labels", run, "import", tmp_path / "l.mat", code=1).split())
     (tmp_path / "l.mat").write_bytes((Path(__file__).parent / "corpus" / "mat" / "15d739e72596b249").read_bytes())

@@ -174,6 +174,9 @@ def test_a_persons_word_is_never_deleted(run):
     storage.put(trained, json.dumps(marker).encode())  # it was another than its readers knew, and went
     storage.delete(name)
     assert [finding.path for finding in audit.repair(str(run), full=False).left] == [name]
+    confirmed = name.replace("corrections", "confirmed")
+    storage.put(confirmed, b"PAR1")
+    assert confirmed in {finding.path for finding in audit.repair(str(run), full=False).left} and storage.exists(confirmed)
 
 
 def test_real_images_stay_while_their_films_are_away(real_data, tmp_path):

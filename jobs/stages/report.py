@@ -19,7 +19,7 @@ FEATURE_CHUNK = 256  # images in memory at a time
 
 
 def units(run) -> list[Unit]:
-    from jobs import generators, labels, models
+    from jobs import gains, generators, labels, models
 
     own = {stage: generators.committed(run, stage, generators.DREAMBOOTH, "split") for stage in ("dreambooth", "generate", "label")}
     inputs = {
@@ -36,10 +36,9 @@ def units(run) -> list[Unit]:
     if others := list(generators.outsiders(run.config)):
         for role, stage in (("outsiders", "dreambooth"), ("outside", "generate"), ("outside_labels", "label")):
             inputs[role] = [path for name in others for path in generators.committed(run, stage, name, "split")]
-    if said := labels.tables(run, "split"):
-        inputs["corrections"] = said
-        now = set(inputs["predictions"])  # what mixed answered before a person spoke stays beside what it answers since
-        inputs["earlier"] = [name for name in run.under("predictions/mixed/split/") if name not in now]
+    if run.under(f"{labels.CORRECTIONS}/"):  # of any scope: all of them are figures here
+        inputs["corrections"] = [path for name in (generators.DREAMBOOTH, *others) for path in labels.tables(run, "split", name)]
+        inputs["earlier"] = gains.earlier(run, inputs["predictions"])
     params = {"scope": "split", "analysis": run.analysis}
     if run.config.report.inception:
         params["inception"] = models.fingerprint(models.here(run.config.report.inception))
@@ -49,7 +48,7 @@ def units(run) -> list[Unit]:
 def work(config, inputs, output) -> Files:
     import pandas as pd
 
-    from jobs import lineage
+    from jobs import gains, lineage
     from shards import crash
     from vhs import metrics
     from vhs.report import render
@@ -59,14 +58,15 @@ def work(config, inputs, output) -> Files:
     measured = judged[judged.arm == "measure"]
     generated = _generated(config, inputs) if inputs.markers("generator") else None  # else only controls were mixed in
     counts, likeness, tables = _of_generated(config, inputs, scope, generated) if generated is not None else (None, None, {})
-    outsiders = _outsiders(config, inputs)
+    outsiders, trainings = _outsiders(config, inputs), gains.trainings(inputs)
+    before = gains.judged_before(trainings)
     summary = metrics.summary(
         predictions,
         labeller=metrics.labeller_quality(measured) if len(measured) else None,
         generated=counts,
         generators={row["generator"]: {name: row[name] for name in OF_OUTSIDERS} for row in outsiders},
         likeness=likeness,
-        purpose="descriptive" if inputs.markers("earlier") else config.purpose,
+        purpose="descriptive" if before else config.purpose,
         patients_known=inputs.facts("splits")["patients_known"],
         unmixed=_unmixed(inputs),
     )
@@ -78,12 +78,12 @@ def work(config, inputs, output) -> Files:
         tables |= metrics.tables(judged, config.measure)
     if inputs.markers("prompts"):
         tables["prompts"] = pd.DataFrame(inputs.facts("prompts")["ranking"])
-    if inputs.markers("earlier"):
-        tables["corrections"] = _after_corrections(inputs, predictions)
+    if before:
+        tables["corrections"] = metrics.gain_by_corrections(gains.answers(config, inputs.storage, trainings, predictions))
     if len(measured):
         tables["measurement"] = metrics.measurement_by(measured, "source")
     figures = _figures(config, inputs, summary, measured, generated, scope)
-    page = render(summary, tables, figures, _notes(config, inputs, part, outsiders))
+    page = render(summary, tables, figures, _notes(config, inputs, part, outsiders, before))
     (output.folder / "index.html").write_text(page, encoding="utf-8")
     return Files({"verdict": metrics.verdict(summary)})
 
@@ -145,25 +145,6 @@ def _outsiders(config, inputs) -> list[dict]:
         by_class = {label: int((own.accepted & (own.label == number)).sum()) for number, label in enumerate(CLASSES)}
         found.append({"generator": name, **counts, **by_class, "trained_on": maker.facts["trained_on"]})
     return found
-
-
-def _after_corrections(inputs, predictions):
-    """What mixed gained on the test part by each import of a person's corrections."""
-    import pandas as pd
-
-    from jobs.unit import read_marker
-    from shards import manifest
-    from vhs import metrics
-
-    def corrected(tables: list[str]) -> int:
-        return len({key for name in tables for key in manifest.read(inputs.storage, name)["key"].to_pylist()})
-
-    answers = [predictions[(predictions.scope == "split") & (predictions.arm == "mixed")].assign(corrected=inputs.table("corrections").key.nunique())]
-    for marker in inputs.markers("earlier"):
-        (classifier,) = json.loads(manifest.metadata(manifest.read(inputs.storage, marker.path))["unit"])["inputs"]["classifier"]
-        said = [name for name, _ in read_marker(inputs.storage, classifier).inputs.get("corrections", [])]
-        answers.append(manifest.read(inputs.storage, marker.path).to_pandas().assign(corrected=corrected(said)))
-    return metrics.gain_by_corrections(pd.concat(answers, ignore_index=True))
 
 
 def _unmixed(inputs) -> list[tuple[str, str]]:
@@ -301,7 +282,7 @@ def _limit(config, row: dict) -> str:
     return f"{said}; of its {row['produced']} images fewer were accepted than the {dose} wanted of each class: {short}." if short else f"{said}."
 
 
-def _notes(config, inputs, part: str, outsiders: list[dict]) -> dict:
+def _notes(config, inputs, part: str, outsiders: list[dict], judged_before: list[str]) -> dict:
     splits, rejects = inputs.facts("splits"), [reject for marker in inputs.markers("real") for reject in marker.facts["rejects"]]
     rejects += splits.get("rejects", [])
     rejects += [reject for marker in inputs.markers("outside") for reject in marker.facts["rejects"]]
@@ -311,8 +292,9 @@ def _notes(config, inputs, part: str, outsiders: list[dict]) -> dict:
             f"The real images of this run are drawn ({config.phantoms.style} phantoms), and the base model was schooled on phantoms of another style: "
             "a gain may be knowledge that leaks from the base."
         )
-    if inputs.markers("earlier"):
-        limits.append("Generated labels were corrected after the held-out images had been judged: whoever did so may have seen how, so this verdict describes.")
+    if judged_before:
+        where = f"the held-out images of {', '.join(judged_before)}"
+        limits.append(f"Generated labels were corrected after {where} had been judged: whoever did so may have seen how, so this verdict describes.")
     for row in outsiders:
         limits.append(_limit(config, row))
     if rejects:

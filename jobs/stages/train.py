@@ -46,7 +46,7 @@ def units(run) -> list[Unit]:
 
 def made_of(run, arm: str, scope: str) -> dict[str, list[str]]:
     """The inputs of an arm's units, by role. What mixed trains on is among those of every arm but real: how many images these are."""
-    from jobs import generators, labels
+    from jobs import generators
 
     inputs, generator = {"real": run.committed("ingest"), "splits": run.committed("split")}, generators.of_arm(run.config, arm)
     if arm == "real":
@@ -56,9 +56,21 @@ def made_of(run, arm: str, scope: str) -> dict[str, list[str]]:
         if generator != generators.DREAMBOOTH:
             inputs[f"mixed_{role}"] = generators.committed(run, stage, generators.DREAMBOOTH, scope)
     inputs["labeller"] = run.committed("labeller", scope=scope)
-    if said := labels.tables(run, scope):
+    if said := _said(run, arm, scope):
         inputs["corrections"] = said
     return inputs
+
+
+def _said(run, arm: str, scope: str) -> list[str]:
+    """The tables of a person's words by which the arm is trained otherwise: on the images it mixes in, and, where these are not mixed's, on mixed's if they
+    changed how many of each class there are to draw."""
+    from jobs import generators, labels, rounds
+
+    of_mixed, generator = labels.tables(run, scope), generators.of_arm(run.config, arm)
+    if generator == generators.DREAMBOOTH and arm != "real-matched":
+        return of_mixed
+    counted = of_mixed if rounds.recounted(run, scope) else []
+    return counted if arm == "real-matched" else counted + labels.tables(run, scope, generator)
 
 
 def _unit(run, arm: str, scope: str, seed: int) -> Unit:

@@ -4,6 +4,7 @@
     intervals.py       accuracy, balanced accuracy and the paired difference, each with its interval
     classification.py  where a classifier is right, what it mistakes for what, how well it ranks and how well it is calibrated
     measurement.py     how well the labeller measures: mean absolute error, Bland & Altman's limits
+    gain.py            what a person's corrections of generated images changed
     generated.py       what was asked, produced, accepted, and why not
     likeness.py        how generated images differ from real ones: Fréchet distance, a probe's AUROC
     evaluator.py       the files that the field's evaluators read
@@ -14,7 +15,8 @@
 
 from vhs.metrics.classification import accuracy_by, auroc, calibration_error, confusion, near_boundary, tables
 from vhs.metrics.evaluator import EVALUATOR_ORDER, evaluator_csv
-from vhs.metrics.generated import gain_by_corrections, generated_by_index, generated_counts, generated_tables, ranked_prompts
+from vhs.metrics.gain import gain_by_corrections
+from vhs.metrics.generated import generated_by_index, generated_counts, generated_tables, ranked_prompts
 from vhs.metrics.intervals import accuracy, balanced_accuracy, minimum_detectable, paired_difference
 from vhs.metrics.likeness import frechet_by_class, frechet_distance, probe_auroc
 from vhs.metrics.measurement import bland_altman, labeller_quality, measurement_by

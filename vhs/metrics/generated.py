@@ -6,8 +6,6 @@ import numpy as np
 import pandas as pd
 
 from vhs.measure import CLASSES, UNKNOWN, View
-from vhs.metrics.intervals import accuracy, paired_difference
-from vhs.metrics.predictions import of_test_part
 
 
 def generated_counts(generated: pd.DataFrame, asked: int) -> dict:
@@ -55,29 +53,6 @@ def ranked_prompts(rows: list[dict]) -> list[dict]:
     )
     table = table.assign(rank=places.mean(axis=1).round(3)).sort_values(["rank", "agreement"], ascending=[True, False], kind="stable")
     return table.to_dict("records")
-
-
-def gain_by_corrections(answers: pd.DataFrame) -> pd.DataFrame:
-    """Predictions (vhs/metrics/predictions.py) of the arm mixed, with `corrected`, the images a person had corrected when it was trained -> a row for
-    each such number, rising: images corrected, accuracy, low, high; gain, from, to (points over the first row, with the paired 95% interval).
-
-    Only the labelled test part counts, and only trainings of the same seeds as the last.
-    """
-    tested = of_test_part(answers)
-    if tested.empty:
-        return pd.DataFrame()
-    seeds = tested.groupby("corrected").seed.unique().map(sorted).map(tuple)
-    alike = [number for number in seeds.index if seeds[number] == seeds.iloc[-1]]
-    rows = []
-    for number in alike:
-        found = accuracy(part := tested[tested.corrected == number])
-        row = {"images corrected": number, "accuracy": 100 * found["accuracy"], "low": 100 * found["ci95"][0], "high": 100 * found["ci95"][1]}
-        if number != alike[0]:
-            both = pd.concat([part.assign(arm="after"), tested[tested.corrected == alike[0]].assign(arm="before")])
-            gain = paired_difference(both, "after", "before")
-            row |= {"gain": 100 * gain["difference"], "from": 100 * gain["ci95"][0], "to": 100 * gain["ci95"][1]}
-        rows.append(row)
-    return pd.DataFrame(rows)
 
 
 def _named(labels: pd.Series) -> pd.Series:

@@ -19,8 +19,8 @@ from vhs.metrics import EVALUATOR_ORDER, verdict
 from vhs.report.figures import search
 
 BY_ARM = ("by_class", "by_source", "near_boundary", "by_seed")
-COUNTS = ("composition", "generators", "rejections", "agreement", "prompts", "corrections", "measurement", "likeness")
-TABLES = (*BY_ARM, *COUNTS, "confusion")
+COUNTS = ("composition", "generators", "rejections", "agreement", "prompts", "measurement", "likeness")
+TABLES = (*BY_ARM, *COUNTS, "corrections", "confusion")
 FIGURES = (
     "forest", "labeller", "agreement", "bins", "curves",  # drawn
     "real", "generated", "true", "measured", "rejected", "pairs",  # contact sheets
@@ -42,8 +42,8 @@ def render(summary: dict, tables: dict[str, pd.DataFrame], figures: dict[str, by
 
     summary  as metrics.summary returns it
     tables   of TABLES: those of metrics.tables and metrics.generated_tables; "measurement" from measurement_by, "likeness" from
-             frechet_by_class; "prompts" from ranked_prompts, "corrections" from
-             gain_by_corrections; "composition", Table 1: words in its first columns, then counts; "generators", a row for each outside of the run
+             frechet_by_class; "prompts" from ranked_prompts, "corrections" from gain_by_corrections; "composition", Table 1: words in its first
+             columns, then counts; "generators", a row for each outside of the run
     figures  of FIGURES, each an SVG or PNG: those drawn by figures.py and contact sheets: "real" and "generated" images as they are, their
              "true" and "measured" axes, "rejected" ones by reason, "pairs" of generated images and the nearest training image
     notes    "title": str, "index": the view's, "judged": "test" | "cv", "plan": {what: value} (primary endpoint, arms, seeds as frozen),
@@ -56,6 +56,7 @@ def render(summary: dict, tables: dict[str, pd.DataFrame], figures: dict[str, by
     template = _environment().get_template("page.html.j2")
     shown = {name: table for name, table in tables.items() if len(table)}
     grids = {name: _by_arm(shown[name]) for name in BY_ARM if name in shown} | {name: _grid(shown[name]) for name in COUNTS if name in shown}
+    grids |= {"corrections": _gains(shown["corrections"])} if "corrections" in shown else {}
     return template.render(
         title=notes.get("title", "Did generation help?"), verdict=verdict(summary).replace(", ", ",\N{NO-BREAK SPACE}"), summary=summary,
         parts=[part for part in ("test", "cv") if any(arm[part] for arm in summary["arms"].values())], meanings=meanings(summary["arms"]), classes=CLASSES,
@@ -118,6 +119,22 @@ def _by_arm(table: pd.DataFrame) -> Grid:
     images = table.groupby(column, sort=False, observed=True).images.max()
     rows = [[_word(value), str(n), *(cells.get((arm, value), "–") for arm in arms)] for value, n in images.items()]
     return Grid([_word(column), "images", *arms], rows)
+
+
+def _gains(table: pd.DataFrame) -> Grid:
+    """metrics.gain_by_corrections, a row for each import."""
+
+    def points(row, sign: str, value: str, low: str, high: str) -> str:
+        return "–" if pd.isna(row[value]) else f"{row[value]:{sign}.1f} [{row[low]:.1f}, {row[high]:.1f}]"
+
+    rows = [
+        [
+            row["arm"], row["part"], f"import {row['after']}" if row["after"] else "before any", str(row["corrected"]),
+            points(row, "", "accuracy", "low", "high"), points(row, "+", "gain", "from", "to"), points(row, "+", "all_gain", "all_from", "all_to"),
+        ]
+        for row in table.to_dict("records")
+    ]  # fmt: skip
+    return Grid(["arm", "judged on", "after", "images corrected", "accuracy", "since the row above", "since the first row"], rows, keys=3)
 
 
 def _matrices(table: pd.DataFrame) -> dict[str, list[tuple[str, list[tuple[str, float]]]]]:
