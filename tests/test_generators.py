@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -148,6 +149,9 @@ def test_a_set_that_is_too_small_is_said(run):
     status, page = vhs("status", run), (run / "report" / "index.html").read_text()
     assert "generated for vae/split" in status and "of 12 small" in status and "of the 5 that its set has" in status
     assert "of its 5 images fewer were accepted than the 12 wanted of each class" in page and "That vae was trained on none of this data is its owner" in page
+    head = re.search(r"Generators outside of this run.*?<thead>(.*?)</thead>", page, re.DOTALL)
+    assert re.findall(r">([^<>]+)</th>", head[1]) == ["generator", "asked", "produced", "accepted", "agreement", "small", "normal", "large", "trained on"]
+    assert all(f"{name}: " in head[0] for name in ("Asked", "produced", "accepted", "agreement", "trained on")), "a column that the caption leaves out"
     assert "as mixed, with gan&#39;s images instead of generated ones" in page and "drawn by gan, outside of this run" in page
 
 
@@ -286,7 +290,8 @@ UNDECLARED = "generators=[{name: gan, data: x}]"
     ([GAN.replace("nothing", "y"), "arms=[real-matched,gan]", "split.folds=3"], ["gan was trained on", "{scope} into data and trained_on"]),
     ([GAN], ["gan is in no arm", "arms=[real,real-matched,mixed,measure,gan]"]), ([GAN, "arms=[gan]"], ["real-matched is what", "gan"]),
     (["arms=[real-matched,gan]"], ["no arm gan", "oracle", "generators"]), ([GAN.replace("gan", "oracle")], ["oracle is taken"]),
-    ([GAN.replace("gan", "fold-1")], ["fold-1 is taken"]), ([GAN.replace("gan", "'a b'")], ["generators.0.name", "a b"]),
+    ([GAN.replace("gan", "fold-1")], ["fold-1 is taken"]), ([GAN.replace("gan", "normal")], ["normal is taken", "small, normal, large"]),
+    ([GAN.replace("gan", "'a b'")], ["generators.0.name", "a b"]),
     ([GAN.replace("data: x", "dta: x")], ["generators.0.dta: no such key", "dose", "trained_on"]), ([GAN.replace("data: x", "data: phantoms")], ["oracle"]),
     ([GAN.replace("nothing", "nothing, dose: 0")], ["generators.0.dose", "at least 1"]),
     ([GAN, "arms=[real-matched,gan]", "label_by=prompt"], ["no prompt", "label_by=measure"]),
