@@ -77,7 +77,7 @@ def work(config, inputs, output) -> Files:
     if len(judged):
         tables |= metrics.tables(judged, config.measure)
     if inputs.markers("prompts"):
-        tables["prompts"] = pd.DataFrame(inputs.facts("prompts")["ranking"])
+        tables["prompts"] = pd.DataFrame(inputs.facts("prompts")["ranking"])[list(OF_PROMPTS)]
     if inputs.markers("earlier"):
         tables["corrections"] = _after_corrections(inputs, predictions)
     if len(measured):
@@ -128,6 +128,7 @@ def _of_generated(config, inputs, scope, generated):
     return metrics.generated_counts(generated, asked=config.generation.quota * strata), likeness, metrics.generated_tables(generated) | {"likeness": by_class}
 
 
+OF_PROMPTS = ("prompt", "rank", "agreement", "accepted", "distance", "images")  # a marker's facts come by the alphabet
 OF_OUTSIDERS = ("asked", "produced", "accepted", "agreement", "trained_on")  # in the summary
 
 
