@@ -110,6 +110,13 @@ def test_same_figures_same_bytes(full):
         ElementTree.fromstring(figures[name])  # also a file of its own
 
 
+def test_what_could_have_been_found_has_one_meaning_wherever_it_stands(full):
+    page = html.unescape(render(*full))
+    said = re.search(r"would find (\S+) points four times in five", metrics.verdict(full[0]))[1]
+    assert re.search(r"what generation brought</small></th>\s*<td>[^<]*</td><td>([^<]*)</td>", page)[1] == said
+    assert float(said) == pytest.approx(100 * metrics.detectable(full[0]["paired"]["ci95"]), abs=0.051) and "half-width" not in page.lower()
+
+
 def test_a_descriptive_run_says_so_first():
     page = render(*run(purpose="descriptive"))
     assert re.search(r"<h1>Descriptive: [a-z]", page) and "planned to describe its data, not to decide" in page

@@ -15,7 +15,7 @@
 from vhs.metrics.classification import accuracy_by, auroc, calibration_error, confusion, near_boundary, tables
 from vhs.metrics.evaluator import EVALUATOR_ORDER, evaluator_csv
 from vhs.metrics.generated import gain_by_corrections, generated_by_index, generated_counts, generated_tables, ranked_prompts
-from vhs.metrics.intervals import accuracy, balanced_accuracy, minimum_detectable, paired_difference
+from vhs.metrics.intervals import accuracy, balanced_accuracy, detectable, minimum_detectable, paired_difference
 from vhs.metrics.likeness import frechet_by_class, frechet_distance, probe_auroc
 from vhs.metrics.measurement import bland_altman, labeller_quality, measurement_by
 from vhs.metrics.predictions import HELD_OUT, NO_SEED, UNLABELLED, VALIDATION, joined_once, judged
@@ -23,7 +23,7 @@ from vhs.metrics.summary import summary, verdict
 
 __all__ = [
     "EVALUATOR_ORDER", "HELD_OUT", "NO_SEED", "UNLABELLED", "VALIDATION", "accuracy", "accuracy_by", "auroc",
-    "balanced_accuracy", "bland_altman", "calibration_error", "confusion", "evaluator_csv", "frechet_by_class", "frechet_distance",
+    "balanced_accuracy", "bland_altman", "calibration_error", "confusion", "detectable", "evaluator_csv", "frechet_by_class", "frechet_distance",
     "gain_by_corrections", "generated_by_index", "generated_counts", "generated_tables", "joined_once", "judged", "labeller_quality", "measurement_by",
     "minimum_detectable", "near_boundary", "paired_difference", "probe_auroc", "ranked_prompts", "summary", "tables", "verdict",
 ]  # fmt: skip

@@ -8,7 +8,7 @@ import pandas as pd
 
 from vhs.arms import PRIMARY, differences
 from vhs.metrics.classification import auroc, calibration_error
-from vhs.metrics.intervals import POWER, accuracy, balanced_accuracy, paired_difference
+from vhs.metrics.intervals import accuracy, balanced_accuracy, detectable, paired_difference
 from vhs.metrics.predictions import HELD_OUT, NO_SEED, UNLABELLED, VALIDATION, by_arm, judged, of_test_part, out_of_fold
 
 
@@ -67,22 +67,24 @@ def _paired(predictions: pd.DataFrame, unmixed: Collection[tuple[str, str]], pri
 def verdict(summary: dict) -> str:
     """One sentence on whether generation helped, read off the interval of the primary comparison. With one seed it only describes: by how much trainings
     differ is not in the interval, and equal arms would be told apart too often."""
-    sentence = _sentence(summary["paired"], judged=any(arm["test"] or arm["cv"] for arm in summary["arms"].values()))
+    sentence = _sentence(summary["paired"]) if summary["paired"] else f"No verdict: {_why_none(summary['arms'])}"
     once = summary["paired"] and summary["paired"].get("seeds") == 1
     return f"Descriptive: {sentence[0].lower()}{sentence[1:]}" if once or summary["purpose"] == "descriptive" else sentence
 
 
-def _sentence(paired: dict | None, judged: bool) -> str:
-    if paired is None:
-        why = "mixed and real-matched were not both trained as planned" if judged else "the test part has no labels and no folds were run"
-        return f"No verdict: {why}"
-    low, high = (100 * bound for bound in paired["ci95"])
-    figures = f"{100 * paired['difference']:+.1f} points [{low:.1f}, {high:.1f}]"
+def _why_none(arms: dict) -> str:
+    if not any(arm["test"] or arm["cv"] for arm in arms.values()):
+        return "the test part has no labels and no folds were run"
+    if not set(PRIMARY) <= set(arms):
+        return f"none was planned, for {PRIMARY[0]} is not among the arms of this run"
+    return f"no generated image could be mixed in, so {PRIMARY[0]} and {PRIMARY[1]} are one training"
+
+
+def _sentence(paired: dict) -> str:
+    low, high = paired["ci95"]
+    said = "Generation helped" if low > 0 else "Generation hurt" if high < 0 else "No difference could be shown"
     where, what = ("", "this test set") if paired["from"] == "test" else (" out of fold, for the test part lacks labels", "these folds")
     once = "; each arm was trained once, and what another training would say is not in it" if paired.get("seeds") == 1 else ""
     more = "; most of that is how trainings differ: more seeds would tell, not more images" if paired.get("from_trainings", 0) > 0.5 else ""
-    if low > 0:
-        return f"Generation helped: {figures}{where}{once}"
-    if high < 0:
-        return f"Generation hurt: {figures}{where}{once}"
-    return f"No difference could be shown: {figures}{where}; {what} would find {POWER * (high - low) / 2:.1f} points four times in five{more}{once}"
+    found = f"{100 * paired['difference']:+.1f} points [{100 * low:.1f}, {100 * high:.1f}]{where}"
+    return f"{said}: {found}; {what} would find {100 * detectable((low, high)):.1f} points four times in five{more}{once}"

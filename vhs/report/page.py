@@ -15,7 +15,7 @@ from markupsafe import Markup
 from vhs import tuning
 from vhs.arms import ARMS, differences, meanings
 from vhs.measure import CLASSES
-from vhs.metrics import EVALUATOR_ORDER, verdict
+from vhs.metrics import EVALUATOR_ORDER, detectable, verdict
 from vhs.report.figures import search
 
 BY_ARM = ("by_class", "by_source", "near_boundary", "by_seed")
@@ -83,7 +83,7 @@ def with_search(page: str, name: str, table: dict, best: dict[str, str]) -> str:
 def _environment() -> jinja2.Environment:
     loader = jinja2.FunctionLoader(lambda name: files("vhs.report").joinpath(name).read_text(encoding="utf-8"))
     made = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    made.filters.update(percent=_percent, interval=_interval, number=_word)
+    made.filters.update(percent=_percent, interval=_interval, number=_word, detectable=detectable)
     return made
 
 
