@@ -137,6 +137,8 @@ def test_controls_alone_need_no_dreambooth(reference, tmp_path):
     assert found["real-matched"]["generated"] == 0 and len({fact["steps"] for fact in found.values()}) == 1
     summary = json.loads((out / "report" / "summary.json").read_text())
     assert summary["paired"] is None and [found["arms"][0] for found in summary["differences"]] == ["null", "oracle"]
+    page = (out / "report" / "index.html").read_text().replace("\u00a0", " ")
+    assert "none was planned, for mixed is not among the arms" in page and "No verdict rests on any of them" in page and "DreamBooth on the same" not in page
 
 
 @pytest.mark.parametrize(("overrides", "said"), [

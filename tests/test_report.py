@@ -110,6 +110,26 @@ def test_same_figures_same_bytes(full):
         ElementTree.fromstring(figures[name])  # also a file of its own
 
 
+def filled(summary: dict) -> list[bool]:
+    """Of each difference in the forest, whether its mark is filled."""
+    marks = re.findall(r"<use [^>]*accent[^>]*>", forest(summary).decode())
+    return ["fill-opacity: 0" not in mark for mark in marks[-len(summary["differences"]):]]
+
+
+def test_without_the_primary_pair_nothing_is_called_the_verdicts(full):
+    """A run of controls: its first difference is none that a verdict rests on, and no DreamBooth stands behind it."""
+    summary = full[0]
+    pair = summary["differences"][0] | {"arms": ["null", "real-matched"]}
+    arms = {"real-matched": summary["arms"]["real-matched"], "null": summary["arms"]["mixed"]}
+    alone = summary | {"arms": arms, "paired": None, "differences": [pair], "generated": None, "likeness": None}
+    page = html.unescape(render(alone, {}, {"forest": forest(alone)}, {}))
+    assert "No verdict: none was planned, for mixed is not among the arms" in page.replace("\u00a0", " ") and "null − real-matched" in page
+    assert "No verdict rests on any of them." in page and "There is no verdict" in page
+    for words in ("the verdict rests on, and was planned", "the verdict's filled", "another DreamBooth", "labelled by measuring", "carries the verdict"):
+        assert words not in page and words in html.unescape(render(*full)), words
+    assert filled(summary) == [True, False] and filled(alone) == [False]
+
+
 def test_what_could_have_been_found_has_one_meaning_wherever_it_stands(full):
     page = html.unescape(render(*full))
     said = re.search(r"would find (\S+) points four times in five", metrics.verdict(full[0]))[1]

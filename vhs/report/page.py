@@ -60,6 +60,7 @@ def render(summary: dict, tables: dict[str, pd.DataFrame], figures: dict[str, by
         title=notes.get("title", "Did generation help?"), verdict=verdict(summary).replace(", ", ",\N{NO-BREAK SPACE}"), summary=summary,
         parts=[part for part in ("test", "cv") if any(arm[part] for arm in summary["arms"].values())], meanings=meanings(summary["arms"]), classes=CLASSES,
         worth={" − ".join(arms): what for arms, what in differences([*ARMS, *summary["arms"]]).items()},
+        once=max((len(arm["seeds"]) for arm in summary["arms"].values()), default=0) == 1,
         evaluator_order=EVALUATOR_ORDER, index=notes.get("index", "index"), judged=JUDGED[notes.get("judged", "test")],
         unknown="" if summary["patients_known"] else " Patients unknown.", grids=grids,
         matrices=_matrices(shown["confusion"]) if "confusion" in shown else {},
