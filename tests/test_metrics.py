@@ -207,7 +207,9 @@ def test_summary_has_the_documented_shape():
     ])
     found = metrics.summary(predictions, generated={"asked": 4, "produced": 3, "accepted": 2, "agreement": 0.5})
     assert json.loads(json.dumps(found)) == found
-    assert set(found) == {"purpose", "patients_known", "unlabelled", "arms", "paired", "differences", "labeller", "generated", "generators", "likeness"}
+    assert set(found) == {
+        "purpose", "corrected", "patients_known", "unlabelled", "arms", "paired", "differences", "labeller", "generated", "generators", "likeness"
+    }  # fmt: skip
     assert list(found["arms"]) == ["real", "real-matched", "mixed", "measure"] and found["unlabelled"] == 0
     real, measure = found["arms"]["real"], found["arms"]["measure"]
     assert set(real) == {"test", "validation", "cv", "seeds"} and set(real["test"]) == set(real["validation"]) == FIGURES

@@ -27,7 +27,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 SECTIONS = ["arms", "data", "where", "confusion", "labeller", "generated", "likeness", "sheets", "curves", "files", "plan", "limits"]
 
 
-def run(images: int = 60, **options) -> tuple[dict, dict, dict, dict]:
+def run(images: int = 60, seeds: tuple[int, ...] = (0, 1), **options) -> tuple[dict, dict, dict, dict]:
     """Summary, tables, figures and notes of a made-up run that fills every section of the page; `options` go to metrics.summary."""
     rng = np.random.default_rng(0)
     index = rng.normal(9.2, 1.3, images)
@@ -41,7 +41,7 @@ def run(images: int = 60, **options) -> tuple[dict, dict, dict, dict]:
             **{f"p_{name}": np.where(predicted == i, 0.8, 0.1) for i, name in enumerate(CLASSES)},
         })
 
-    tested = [answers(arm, right, seed) for arm, right in (("real", 0.7), ("real-matched", 0.72), ("mixed", 0.8)) for seed in (0, 1)]
+    tested = [answers(arm, right, seed) for arm, right in (("real", 0.7), ("real-matched", 0.72), ("mixed", 0.8)) for seed in seeds]
     tested.append(answers("real", 0.75, 0, role="validation"))
     folds = [answers("real", 0.7, 0, scope) for scope in ("fold-0", "fold-1")]
     predictions = pd.concat([*tested, answers("measure", 0.85, metrics.NO_SEED), *folds])
@@ -137,9 +137,18 @@ def test_what_could_have_been_found_has_one_meaning_wherever_it_stands(full):
     assert float(said) == pytest.approx(100 * metrics.detectable(full[0]["paired"]["ci95"]), abs=0.051) and "half-width" not in page.lower()
 
 
-def test_a_descriptive_run_says_so_first():
-    page = render(*run(purpose="descriptive"))
-    assert re.search(r"<h1>Descriptive: [a-z]", page) and "planned to describe its data, not to decide" in page
+PLANNED, CORRECTED, ONCE = "planned to describe its data, not to decide", "corrected after the held-out images had been judged", "each arm was trained once"
+
+
+@pytest.mark.parametrize(("options", "seeds", "why"), [
+    ({}, (0, 1), []), ({"purpose": "descriptive"}, (0, 1), [PLANNED]), ({"corrected": True}, (0, 1), [CORRECTED]), ({}, (0,), [ONCE]),
+    ({"purpose": "descriptive", "corrected": True}, (0,), [PLANNED, CORRECTED, ONCE]),
+])  # fmt: skip
+def test_a_page_says_why_it_only_describes_and_no_other_reason(options, seeds, why):
+    page = render(*run(seeds=seeds, **options))
+    below = re.search(r"</h1>(.*?)</header>", page, re.DOTALL)[1]
+    assert bool(re.search(r"<h1>Descriptive: [a-z]", page)) == bool(why)
+    assert [words for words in (PLANNED, CORRECTED, ONCE) if words in below] == why
 
 
 def test_a_test_part_without_labels_still_has_a_page(full):
@@ -160,7 +169,7 @@ def test_a_run_with_little_to_say_still_has_a_page():
     arm = {"test": figures, "validation": None, "cv": None, "seeds": [0]}
     nothing = {"asked": 3, "produced": 0, "accepted": 0, "agreement": None}
     summary = {"arms": {"real": arm}, "paired": None, "differences": [], "labeller": None, "generated": nothing, "likeness": None}
-    summary |= {"purpose": "confirmatory", "patients_known": True, "unlabelled": 0}
+    summary |= {"purpose": "confirmatory", "corrected": False, "patients_known": True, "unlabelled": 0}
     page = render(summary, {"by_seed": pd.DataFrame(columns=["arm", "seed"])}, {"forest": forest(summary)}, {})
     assert re.findall(r'<section id="(\w+)"', page) == ["arms", "generated", "files", "limits"]
     assert "No verdict" in page and "The measured class is" not in page and "cross-validation</th>" not in page

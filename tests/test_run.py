@@ -23,7 +23,9 @@ def _generated(reference) -> pd.DataFrame:
 
 def test_summary_has_the_documented_keys(reference):
     summary = json.loads((reference / "report" / "summary.json").read_text())
-    assert set(summary) == {"purpose", "patients_known", "unlabelled", "arms", "paired", "differences", "labeller", "generated", "generators", "likeness"}
+    assert set(summary) == {
+        "purpose", "corrected", "patients_known", "unlabelled", "arms", "paired", "differences", "labeller", "generated", "generators", "likeness"
+    }  # fmt: skip
     assert {"real", "real-matched", "mixed", "measure"} <= set(summary["arms"])
     for arm in summary["arms"].values():
         low, high = arm["test"]["ci95"]

@@ -66,7 +66,8 @@ def work(config, inputs, output) -> Files:
         generated=counts,
         generators={row["generator"]: {name: row[name] for name in OF_OUTSIDERS} for row in outsiders},
         likeness=likeness,
-        purpose="descriptive" if inputs.markers("earlier") else config.purpose,
+        purpose=config.purpose,
+        corrected=bool(inputs.markers("earlier")),
         patients_known=inputs.facts("splits")["patients_known"],
         unmixed=_unmixed(inputs),
     )

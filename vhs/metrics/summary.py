@@ -14,12 +14,12 @@ from vhs.metrics.predictions import HELD_OUT, NO_SEED, UNLABELLED, VALIDATION, b
 
 def summary(
     predictions: pd.DataFrame, *, labeller: dict | None = None, generated: dict | None = None, likeness: dict | None = None,
-    generators: dict[str, dict] | None = None, purpose: str = "confirmatory", patients_known: bool = True,
+    generators: dict[str, dict] | None = None, purpose: str = "confirmatory", corrected: bool = False, patients_known: bool = True,
     unmixed: Collection[tuple[str, str]] = (), primary: Sequence[str] = PRIMARY,
 ) -> dict:  # fmt: skip
     """The run's figures, fractions in 0..1, ready for summary.json.
 
-        {"purpose": "confirmatory" | "descriptive", "patients_known": bool, "unlabelled": test images without a label,
+        {"purpose": "confirmatory" | "descriptive", "corrected": bool, "patients_known": bool, "unlabelled": test images without a label,
          "arms": {ARM: {"test": FIGURES | None, "validation": FIGURES | None, "cv": {**FIGURES, "folds"} | None, "seeds": [int]}},
          "paired": {"arms": [first, second], "from": "test" | "cv", "difference", "ci95", "images", "patients", "seeds", "from_trainings"} | None,
          "differences": [the same of each of vhs.arms.differences],
@@ -29,6 +29,7 @@ def summary(
     None for an arm that gives no probabilities. "test" and "validation" are of scope "split", None where the part has no labelled image;
     "cv" pools the out-of-fold predictions of scopes "fold-k". "paired" comes from the test part, from the folds where that has no labels, and
     is None unless both arms are there and neither is in `unmixed` with a scope that it rests on: (arm, scope) where no image was there to mix in.
+    `purpose` is the plan's; `corrected`: a person changed generated labels after the held-out images had been judged.
     `labeller`, `generated`, `likeness`: see labeller_quality, generated_counts; {"features", "classes": {CLASS: frechet_by_class's row},
     "probe": probe_auroc's}. `generators`: of each generator outside of the run generated_counts and "trained_on", how many of the data's images.
     """
@@ -41,7 +42,7 @@ def summary(
         arms[arm] = {"test": _figures(of_test_part(rows)), "validation": _figures(inner), "cv": cv, "seeds": seeds}
     unlabelled = predictions[(predictions.role == HELD_OUT) & (predictions.label == UNLABELLED)].key.nunique()
     return {
-        "purpose": purpose, "patients_known": bool(patients_known), "unlabelled": int(unlabelled), "arms": arms,
+        "purpose": purpose, "corrected": corrected, "patients_known": bool(patients_known), "unlabelled": int(unlabelled), "arms": arms,
         "paired": _paired(predictions, unmixed, primary),
         "differences": [found for pair in differences(arms) if (found := _paired(predictions, unmixed, pair))],
         "labeller": labeller, "generated": generated, "generators": generators or {}, "likeness": likeness,
@@ -65,11 +66,13 @@ def _paired(predictions: pd.DataFrame, unmixed: Collection[tuple[str, str]], pri
 
 
 def verdict(summary: dict) -> str:
-    """One sentence on whether generation helped, read off the interval of the primary comparison. With one seed it only describes: by how much trainings
-    differ is not in the interval, and equal arms would be told apart too often."""
+    """One sentence on whether generation helped, read off the interval of the primary comparison. It only describes where that was planned, where labels
+    were corrected once it could be known what helps, and with one seed: by how much trainings differ is not in the interval, and equal arms would be told
+    apart too often."""
     sentence = _sentence(summary["paired"]) if summary["paired"] else f"No verdict: {_why_none(summary['arms'])}"
     once = summary["paired"] and summary["paired"].get("seeds") == 1
-    return f"Descriptive: {sentence[0].lower()}{sentence[1:]}" if once or summary["purpose"] == "descriptive" else sentence
+    describes = once or summary.get("corrected") or summary["purpose"] == "descriptive"  # a former version's has no `corrected`
+    return f"Descriptive: {sentence[0].lower()}{sentence[1:]}" if describes else sentence
 
 
 def _why_none(arms: dict) -> str:
