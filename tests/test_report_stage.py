@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 
 from jobs.attempt import Inputs
-from jobs.plan import reopen
+from jobs.config import load
+from jobs.plan import Run, reopen
 from jobs.stages import report
 from jobs.unit import Marker
 from shards import manifest
@@ -71,3 +72,20 @@ def test_prompts_are_listed_by_what_they_are_then_by_their_rank(reference, tmp_p
         ["prompt", "rank", "agreement", "accepted", "distance", "images"], ["photo of {token}", "1.33", "0.25", "0.5", "3.5", "12"]
     ]  # fmt: skip
     assert "figures of 12 images without uncertainty" in page
+
+
+def test_the_plan_says_how_many_trainings_and_what_decides_instead():
+    """What is frozen speaks of the test split, whatever decides; and one training of seed 0 is not none."""
+    analysis = Run("nowhere", load("debug/demo"), read_only=True).analysis
+    said = report._plan(analysis, "test")
+    assert said["trainings"] == "1 of each arm and scope: seed 0" and said["folds"] == "none"
+    assert said["primary endpoint"] == analysis["primary_endpoint"] and "on the test split" in said["primary endpoint"]
+    several = report._plan(analysis | {"seeds": [3, 5], "folds": 4}, "cv")
+    assert several["trainings"] == "2 of each arm and scope: seeds 3, 5"
+    assert several["primary endpoint"].startswith(analysis["primary_endpoint"]) and "judged here on 4 folds instead" in several["primary endpoint"]
+    assert report._plan(analysis | {"arms": ["real-matched", "null"]}, "test")["primary endpoint"] == "none, for mixed is not among the arms"
+
+
+def test_the_page_says_how_many_trainings_and_which(reference):
+    page = html.unescape((reference / "report" / "index.html").read_text())
+    assert "<dd>1 of each arm and scope: seed 0</dd>" in page and page.count("<td>1<small>seed 0</small></td>") == 3, "three arms are trained"

@@ -324,11 +324,28 @@ def _notes(config, inputs, part: str, outsiders: list[dict]) -> dict:
             f"No generated image was mixed in for {', '.join(f'{arm} ({scope})' for arm, scope in unmixed)}: at least one class had none accepted, "
             "and then origin would tell the class. There the arm and real-matched are the same training."
         )
-    plan = {
-        what.replace("_", " "): ", ".join(map(str, said)) if isinstance(said, list) else said
-        for what, said in inputs.params["analysis"].items()
-    }
+    plan = _plan(inputs.params["analysis"], part)
     return {"title": config.name, "index": config.measure.index, "plan": plan, "limits": limits, "judged": part, "versions": _versions(inputs)}
+
+
+def _plan(analysis: dict, part: str) -> dict[str, str]:
+    """The frozen analysis in words. It was written for a test part with labels and for the arm mixed: what a run has instead is said here."""
+    from vhs.arms import PRIMARY
+
+    seeds, endpoint = analysis["seeds"], analysis["primary_endpoint"]
+    if not set(PRIMARY) <= set(analysis["arms"]):
+        endpoint = f"none, for {PRIMARY[0]} is not among the arms"
+    elif part == "cv":
+        endpoint += f"; judged here on {analysis['folds']} folds instead, out of fold, for the test part lacks labels"
+    return {
+        "purpose": analysis["purpose"],
+        "primary endpoint": endpoint,
+        "arms": ", ".join(analysis["arms"]),
+        "trainings": f"{len(seeds)} of each arm and scope: seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}",
+        "folds": str(analysis["folds"] or "none"),
+        "differences": ", ".join(analysis["differences"]) or "none",
+        "looks": str(analysis["looks"]),
+    }
 
 
 def _versions(inputs) -> dict[str, str]:
