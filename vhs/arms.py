@@ -23,6 +23,8 @@ DIFFERENCES = {  # arm minus arm, and what the difference is worth; the first is
     ("base", "real-matched"): "what the base model brought",
     ("oracle", "real-matched"): "what a perfect generator would bring",
     ("mixed", "real"): "as the study compared: balance and optimizer steps are among it",
+    ("real", "source"): "what images tell beyond where they come from",
+    ("mixed", "source"): "the same, with generated images",
 }
 
 
