@@ -136,6 +136,9 @@ def test_each_is_an_arm_that_is_trained_and_compared(run, data):
     assert summary["generators"]["gan"] == {"asked": 12, "produced": 16, "accepted": int(images(run, "gan").accepted.sum()), "trained_on": len(names)} | {
         "agreement": summary["generators"]["gan"]["agreement"]
     }
+    others = summary["likeness"]["others"]
+    assert {name: found["images"] for name, found in others.items()} == {name: summary["generators"][name]["accepted"] for name in ("gan", "vae")}
+    assert 0 < others["gan"]["probe"]["auroc"] < 1 and 0 <= others["gan"]["nearer to training"]["share"] <= 1 and summary["likeness"]["nearest"] == {}
     assert summary["generators"]["gan"]["agreement"] < 0.3 and summary["generators"]["vae"]["agreement"] is None
     (marker,) = (run / "generator" / "gan").glob("split-*.json")
     said = json.loads(marker.read_text())["facts"]

@@ -24,7 +24,8 @@ POINTS = np.array([[20, 20], [60, 70], [22, 66], [64, 28], [10, 8], [80, 8]], dt
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
-SECTIONS = ["arms", "data", "where", "confusion", "labeller", "generated", "likeness", "sheets", "curves", "files", "plan", "limits"]
+SECTIONS = ["arms", "data", "where", "confusion", "labeller", "generated", "likeness", "memorisation", "sheets", "curves", "files", "plan",
+            "limits"]  # fmt: skip
 
 
 def run(images: int = 60, seeds: tuple[int, ...] = (0, 1), **options) -> tuple[dict, dict, dict, dict]:
@@ -52,11 +53,15 @@ def run(images: int = 60, seeds: tuple[int, ...] = (0, 1), **options) -> tuple[d
     reason = np.where(index > 8, "", "implausible geometry")
     generated = pd.DataFrame({"prompted": label, "measured": label[::-1], "accepted": index > 8, "reason": reason, "index": index})
     features = [pd.DataFrame({"label": label, "patient": [f"p{i}" for i in range(images)], "feature": list(rng.normal(k, 1, (images, 4)))}) for k in (0, 1)]
-    likeness = {"features": "labeller features", "classes": {}, "probe": metrics.probe_auroc(*features)}
+    likeness = {"features": "labeller features", "classes": {}, "probe": metrics.probe_auroc(*features), "nearest": {}, "nearer to training": None}
     quality, funnel = metrics.labeller_quality(measured), metrics.generated_counts(generated, asked=72)
     summary = metrics.summary(predictions, labeller=quality, generated=funnel, likeness=likeness, **options)
     tables = metrics.tables(metrics.judged(predictions)[1], VIEW) | metrics.generated_tables(generated)
     tables |= {"likeness": metrics.frechet_by_class(*features), "measurement": metrics.measurement_by(measured, "source")}
+    of_generators = pd.DataFrame({"generator": ["this run's DreamBooth", "base"], "images": [46, 40], "AUROC": [0.946, 0.951]})
+    tables |= {"probes": of_generators, "nearer": of_generators.rename(columns={"AUROC": "share, %"})}
+    near = pd.DataFrame({"label": label, "to_training": rng.random(images), "to_held_out": rng.random(images)})
+    tables |= {"nearest": metrics.distances_by_class(near, near)}
     tables["composition"] = pd.DataFrame({"images": ["training", "arm mixed"], "origin": ["real", "generated"], "small": [9, 30], "all": [60, 90]})
     sheet = contact_sheet([overlay(np.full((96, 96), 60, np.uint8), POINTS, VIEW, "VHS 9.1", scale=2)] * 5, columns=3)
     learnt = pd.DataFrame([
@@ -66,7 +71,7 @@ def run(images: int = 60, seeds: tuple[int, ...] = (0, 1), **options) -> tuple[d
     ])
     drawn = {"forest": forest(summary), "labeller": labeller_scatter(measured, VIEW), "agreement": agreement(measured, VIEW)}
     drawn |= {"bins": index_bins(metrics.generated_by_index(generated, VIEW), VIEW), "curves": curves(learnt)}
-    figures = drawn | dict.fromkeys(("real", "generated", "true", "measured", "rejected", "pairs"), sheet)
+    figures = drawn | dict.fromkeys(("real", "generated", "true", "measured", "rejected", "pairs", "pairs_held_out"), sheet)
     notes = {
         "title": "Dogs & hearts", "index": "VHS", "plan": {"primary endpoint": "mixed minus real-matched"}, "limits": ["Fewer than <100> dogs."],
         "versions": {"torch": "2.14", "cuda": ""},
@@ -88,7 +93,7 @@ def test_every_section_and_the_verdict_first(full):
     assert sections == SECTIONS
     low, high = (f"{100 * bound:.1f}" for bound in full[0]["arms"]["mixed"]["test"]["ci95"])
     assert f"[{low}, {high}]" in text and "real-matched" in text and "implausible geometry" in text and "not for diagnosis" in text
-    assert text.count("Patients unknown.") >= 7 and "Patients unknown" not in render(*run()) and "large = 0, normal = 1, small = 2" in text
+    assert text.count("Patients unknown.") >= 10 and "Patients unknown" not in render(*run()) and "large = 0, normal = 1, small = 2" in text
     assert "of 60 clusters of near-duplicates" in text and "Generated with torch 2.14." in text and "Descriptive" not in text
     assert "Fewer than <100> dogs." in text and "Fewer than <100>" not in page
 
@@ -162,6 +167,20 @@ def test_a_test_part_without_labels_still_has_a_page(full):
     assert '<th scope="col" class="n">cross-validation</th>' in page and '<th scope="col" class="n">test</th>' not in page
     nothing = {**summary, "arms": {"real": {**arms["mixed"], "cv": None}}, "paired": None}
     assert "the test part has no labels and no folds were run" in render(nothing, {}, {"forest": forest(nothing)}, {})
+
+
+def test_what_a_distance_means_and_who_was_refused_before_stand_with_the_distances(full):
+    summary, tables, figures, notes = full
+    page = html.unescape(render(summary, tables, figures, notes))
+    section = page[page.index('<section id="memorisation">'):page.index('<section id="sheets">')]
+    assert "A distance of 0 is a copy and 1 is what lies between two training patients" in section and "0 near-copies of training images" in section
+    assert section.count("contact sheet: pairs") == 2 and "held-out to training" in section and "this run's DreamBooth" in section
+    copied = tables["rejections"].assign(**{"near-copy": [1, 0, 4]})
+    assert "5 near-copies of training images" in html.unescape(render(summary, tables | {"rejections": copied}, figures, notes))
+    alone = html.unescape(render(summary, {name: table for name, table in tables.items() if name not in ("nearer", "rejections")}, figures, notes))
+    assert "nobody can say how many lie nearer to which" in alone and "near-copies" not in alone
+    without = {name: table for name, table in tables.items() if name not in ("nearer", "nearest")}
+    assert '<section id="memorisation">' not in render(summary, without, figures, notes)
 
 
 def test_a_run_with_little_to_say_still_has_a_page():
@@ -249,5 +268,5 @@ def test_the_page_fits_a_screen_and_a_phone(full, tmp_path):
     assert [seen["asked"] for seen in found] == [1200, 400]
     for seen in found:
         assert seen["wide"] <= seen["asked"] and seen["tall"] > 1000 and 200 < seen["svg"] <= seen["asked"]
-        assert seen["heading"].replace("\u00a0", " ") == metrics.verdict(full[0]) and seen["images"] == [584] * 6
+        assert seen["heading"].replace("\u00a0", " ") == metrics.verdict(full[0]) and seen["images"] == [584] * 7
         assert seen["mark"] == "rgb({}, {}, {})".format(*bytes.fromhex(seen["accent"].lstrip("#")))

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import base64
 import html
+import io
 import json
 import re
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
 
+from jobs import batches, lineage
 from jobs.attempt import Inputs
+from jobs.batches import load_images
 from jobs.config import load
 from jobs.plan import Run, reopen
 from jobs.stages import report
 from jobs.unit import Marker
 from shards import manifest
+from vhs.phantom import draw_many
 
 
 def reported(run, out, facts: dict[str, dict] | None = None, **columns) -> tuple[dict, str]:
@@ -56,12 +64,59 @@ def test_a_test_part_without_labels_is_predicted_and_judges_nobody(reference, tm
     assert (tmp_path / "out" / "predictions" / "mixed.csv").read_bytes() == (reference / "report" / "predictions" / "mixed.csv").read_bytes()
 
 
-def test_near_copies_are_shown_beside_their_original(reference, tmp_path):
-    run = reopen(str(reference))
-    splits = manifest.read(run.storage, run.committed("split")[0]).to_pandas()
-    key = splits.key[(splits.part == "train") & ~splits.inner_split].iloc[0]
-    _, page = reported(reference, tmp_path / "out", labels=lambda table: {"near_key": key, "near_distance": np.arange(len(table)) * 1.0})
-    assert 'alt="contact sheet: pairs images"' in page
+@pytest.fixture(scope="module")
+def stand_ins(reference) -> dict[str, np.ndarray]:
+    """Images to put in place of the generated ones: near-copies of training and of held-out images, and phantoms of patients that nobody has."""
+    opened = reopen(str(reference))
+    (unit,) = opened.units("report")
+    scope, rng = lineage.split_rows(Inputs(opened.storage, unit)), np.random.default_rng(0)
+
+    def like(rows: pd.DataFrame) -> np.ndarray:
+        images = load_images(opened.storage, rows)
+        return np.clip(images + rng.normal(0, 3, images.shape), 0, 255).astype(np.uint8)
+
+    fresh, _ = draw_many("canine_lateral", "clinic", range(620_000_000, 620_000_060))
+    return {"training": like(scope.training), "held_out": like(scope.held_out), "fresh": fresh}
+
+
+def planted(reference, out, monkeypatch, images: np.ndarray) -> tuple[dict, str]:
+    """The report where each generated image is one of `images`. Its labels, and so who was accepted, stay."""
+    opened = reopen(str(reference))
+    keys = manifest.load(opened.storage, paths=opened.committed("generate")).to_pandas().key
+    place = {key: images[number % len(images)] for number, key in enumerate(keys)}
+    monkeypatch.setattr(
+        batches, "load_images", lambda storage, rows: np.stack([place.get(key, image) for key, image in zip(rows.key, load_images(storage, rows))])
+    )
+    return reported(reference, out)
+
+
+def tiles(page: str, sheet: str) -> np.ndarray:
+    """The tiles of a sheet of pairs without their captions: float [pairs, 2, side, side]."""
+    data = re.search(rf'alt="contact sheet: {sheet} images" src="data:image/png;base64,([^"]+)"', page)[1]
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("L"), float)
+    corners = [(y, x) for y in range(0, picture.shape[0], 148) for x in range(0, picture.shape[1], 148)]
+    return np.stack([picture[y:y + 110, x:x + 144] for y, x in corners]).reshape(-1, 2, 110, 144)
+
+
+@pytest.mark.parametrize("kind", ["training", "held_out", "fresh"])
+def test_copies_show_on_the_side_that_they_are_of(reference, stand_ins, tmp_path, monkeypatch, kind):
+    """Near-copies of training images by their share, their distance and their sheet; of held-out images likewise; other images by none. Nobody is refused."""
+    summary, page = planted(reference, tmp_path / "out", monkeypatch, stand_ins[kind])
+    likeness, undisturbed = summary["likeness"], json.loads((reference / "report" / "summary.json").read_text())
+    assert summary["generated"] == undisturbed["generated"] and likeness["nearest"]["all"]["generated images"] == summary["generated"]["accepted"]
+    found, (low, high) = likeness["nearer to training"], likeness["nearer to training"]["chance"]
+    medians = likeness["nearest"]["all"]
+    apart = {side: np.abs(np.diff(tiles(page, sheet), axis=1)).mean() for side, sheet in (("training", "pairs"), ("held_out", "pairs_held_out"))}
+    if kind == "training":
+        assert found["share"] > 0.95 and found["share"] > high and found["images"] == medians["generated images"]
+        assert medians["to training"] < 0.25 * medians["held-out to training"] and apart["training"] < 5 < apart["held_out"]
+    elif kind == "held_out":
+        assert found["share"] < 0.05 and found["share"] < low and found["images"] == 0
+        assert medians["to held-out"] < 0.25 * medians["held-out to training"] and apart["held_out"] < 5 < apart["training"]
+    else:
+        assert low <= found["share"] <= high and 0.25 < found["share"] < 0.75 and min(apart.values()) > 5
+        assert 0.7 < medians["to training"] / medians["held-out to training"] < 1.4
+    assert f"{medians['to training']:.3g}" in [cell for row in grid(page, "Median distance of accepted") for cell in row]
 
 
 def test_prompts_are_listed_by_what_they_are_then_by_their_rank(reference, tmp_path):

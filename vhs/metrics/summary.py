@@ -30,8 +30,8 @@ def summary(
     "cv" pools the out-of-fold predictions of scopes "fold-k". "paired" comes from the test part, from the folds where that has no labels, and
     is None unless both arms are there and neither is in `unmixed` with a scope that it rests on: (arm, scope) where no image was there to mix in.
     `purpose` is the plan's; `corrected`: a person changed generated labels after the held-out images had been judged.
-    `labeller`, `generated`, `likeness`: see labeller_quality, generated_counts; {"features", "classes": {CLASS: frechet_by_class's row},
-    "probe": probe_auroc's}. `generators`: of each generator outside of the run generated_counts and "trained_on", how many of the data's images.
+    `labeller`, `generated`, `likeness`: see labeller_quality, generated_counts, jobs/likeness.py. `generators`: of each generator outside of the run
+    generated_counts and "trained_on", how many of the data's images.
     """
     arms = {}
     for arm, rows in by_arm(predictions):
