@@ -67,6 +67,7 @@ def test_what_images_tell_beyond_their_source_is_among_the_differences(run):
     summary = json.loads((run / "report" / "summary.json").read_text())
     found = {" - ".join(pair["arms"]): pair["difference"] for pair in summary["differences"]}
     assert list(found) == ["mixed - real-matched", "mixed - real", "real - source", "mixed - source"]
+    assert json.loads((run / "plan.json").read_text())["analysis"]["differences"] == list(found)[:2], "a plan is what it was"
     right = {arm: figures["test"]["accuracy"] for arm, figures in summary["arms"].items()}
     assert found["real - source"] == pytest.approx(right["real"] - right["source"])
     assert "what images tell beyond where they come from" in (run / "report" / "index.html").read_text()

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 import pandas as pd
 
-from vhs.arms import PRIMARY, differences
+from vhs.arms import PRIMARY, reported
 from vhs.metrics.classification import auroc, calibration_error
 from vhs.metrics.intervals import accuracy, balanced_accuracy, detectable, paired_difference
 from vhs.metrics.predictions import HELD_OUT, NO_SEED, UNLABELLED, VALIDATION, by_arm, judged, of_test_part, out_of_fold
@@ -22,7 +22,7 @@ def summary(
         {"purpose": "confirmatory" | "descriptive", "corrected": bool, "patients_known": bool, "unlabelled": test images without a label,
          "arms": {ARM: {"test": FIGURES | None, "validation": FIGURES | None, "cv": {**FIGURES, "folds"} | None, "seeds": [int]}},
          "paired": {"arms": [first, second], "from": "test" | "cv", "difference", "ci95", "images", "patients", "seeds", "from_trainings"} | None,
-         "differences": [the same of each of vhs.arms.differences],
+         "differences": [the same of each of vhs.arms.reported],
          "labeller": {...} | None, "generated": {...} | None, "generators": {NAME: {...}}, "likeness": {...} | None}
 
     FIGURES is {"accuracy", "ci95": [low, high], "balanced_accuracy", "balanced_ci95", "auroc", "ece", "images", "patients"}; auroc and ece are
@@ -44,7 +44,7 @@ def summary(
     return {
         "purpose": purpose, "corrected": corrected, "patients_known": bool(patients_known), "unlabelled": int(unlabelled), "arms": arms,
         "paired": _paired(predictions, unmixed, primary),
-        "differences": [found for pair in differences(arms) if (found := _paired(predictions, unmixed, pair))],
+        "differences": [found for pair in reported(arms) if (found := _paired(predictions, unmixed, pair))],
         "labeller": labeller, "generated": generated, "generators": generators or {}, "likeness": likeness,
     }  # fmt: skip
 

@@ -13,7 +13,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from vhs import tuning
-from vhs.arms import ARMS, differences, meanings
+from vhs.arms import ARMS, meanings, reported
 from vhs.measure import CLASSES
 from vhs.metrics import EVALUATOR_ORDER, detectable, verdict
 from vhs.report.figures import search
@@ -62,7 +62,7 @@ def render(summary: dict, tables: dict[str, pd.DataFrame], figures: dict[str, by
     return template.render(
         title=notes.get("title", "Did generation help?"), verdict=verdict(summary).replace(", ", ",\N{NO-BREAK SPACE}"), summary=summary,
         parts=[part for part in ("test", "cv") if any(arm[part] for arm in summary["arms"].values())], meanings=meanings(summary["arms"]), classes=CLASSES,
-        worth={" − ".join(arms): what for arms, what in differences([*ARMS, *summary["arms"]]).items()},
+        worth={" − ".join(arms): what for arms, what in reported([*ARMS, *summary["arms"]]).items()},
         once=max((len(arm["seeds"]) for arm in summary["arms"].values()), default=0) == 1,
         evaluator_order=EVALUATOR_ORDER, index=notes.get("index", "index"), judged=JUDGED[notes.get("judged", "test")],
         unknown="" if summary["patients_known"] else " Patients unknown.", grids=grids,
