@@ -66,7 +66,7 @@ class Generator(Section):
 
     @model_validator(mode="after")
     def _has_a_lineage(self) -> Generator:
-        taken = (*ARMS, "dreambooth", "split", "corrections", "confirmed")
+        taken = (*ARMS, *CLASSES, "dreambooth", "split", "corrections", "confirmed")  # names of folders beside its own, and of columns beside its name
         if self.name in taken or re.fullmatch(r"fold-\d+", self.name):
             raise ValueError(f"the name {self.name} is taken: choose another than {', '.join(taken)}, fold-0 …")
         for place in (self.data, self.trained_on or ""):

@@ -45,12 +45,12 @@ def rejected(config, inputs, rows: pd.DataFrame) -> bytes:
     return _drawn(config, inputs, rows, _points(rows), [f", {reason}" for reason in rows.reason], rows.reason.tolist())
 
 
-def pairs(inputs, generated: pd.DataFrame, real: pd.DataFrame) -> bytes:
-    """The accepted images that come closest to a training image, each left of that image: a copy would show."""
-    rows = generated[generated.near_key.isin(real.key)].sort_values(["near_distance", "key"]).head(PAIRS)
+def pairs(inputs, near: pd.DataFrame, real: pd.DataFrame, side: str) -> bytes:
+    """The images of `near` (metrics.nearest's columns) that come closest to one of `real`, on this side, each left of that image: a copy would show."""
+    rows = near.sort_values([f"to_{side}", "key"]).head(PAIRS)
     images = batches.load_images(inputs.storage, rows)
-    nearest = batches.load_images(inputs.storage, real.set_index("key", drop=False).loc[rows.near_key])
-    captions = [f"generated, {distance:.3g} away" for distance in rows.near_distance]
+    nearest = batches.load_images(inputs.storage, real.set_index("key", drop=False).loc[rows[side]])
+    captions = [f"generated, {distance:.2f} away" for distance in rows[f"to_{side}"]]
     tiles = [captioned(fitted(image, PLAIN_PX)[0], caption) for image, caption in zip(images, captions)]
     matches = [captioned(fitted(image, PLAIN_PX)[0], "its nearest") for image in nearest]
     return contact_sheet([tile for pair in zip(tiles, matches) for tile in pair], 4)

@@ -116,6 +116,19 @@ def test_the_report_tells_each_difference_and_what_it_is_worth(run):
     assert "generated for null/split" in status and "0 errors" in vhs("verify", run, "--full")
 
 
+def test_copies_are_nearer_to_training_and_fresh_images_are_not(run):
+    """The controls are the measure's own: all of null's images are training images, of oracle's none, and the base model has seen none."""
+    summary = json.loads((run / "report" / "summary.json").read_text())["likeness"]
+    nearer = {name: found["nearer to training"] for name, found in summary["others"].items()}
+    assert set(nearer) == set(generators.CONTROLS) and nearer["null"]["share"] == 1 > nearer["null"]["chance"][1]
+    for name in ("oracle", "base"):
+        assert nearer[name]["chance"][0] <= nearer[name]["share"] <= nearer[name]["chance"][1], name
+    probes = {name: found["probe"] for name, found in summary["others"].items()}
+    assert probes["null"] is None and probes["base"]["auroc"] > 0.8 > probes["oracle"]["auroc"], "the base model draws blurred phantoms"
+    page = (run / "report" / "index.html").read_text()
+    assert f"<td>{probes['base']['auroc']:.3g}</td>" in page and f"<td>{summary['probe']['auroc']:.3g}</td>" in page
+
+
 def test_a_control_that_saw_a_held_out_patient_is_refused(run):
     """Planted: a copy of a test image. The guard that knows generated images knows controls."""
     opened = plan.reopen(str(run))
@@ -137,6 +150,8 @@ def test_controls_alone_need_no_dreambooth(reference, tmp_path):
     assert found["real-matched"]["generated"] == 0 and len({fact["steps"] for fact in found.values()}) == 1
     summary = json.loads((out / "report" / "summary.json").read_text())
     assert summary["paired"] is None and [found["arms"][0] for found in summary["differences"]] == ["null", "oracle"]
+    page = (out / "report" / "index.html").read_text().replace("\u00a0", " ")
+    assert "none was planned, for mixed is not among the arms" in page and "No verdict rests on any of them" in page and "DreamBooth on the same" not in page
 
 
 @pytest.mark.parametrize(("overrides", "said"), [

@@ -12,7 +12,7 @@ from vhs import metrics
 def answers(files: dict[str, tuple[float, float, float]], seed: int = 0) -> pd.DataFrame:
     """One trained arm's answers: file -> p_small, p_normal, p_large."""
     p_small, p_normal, p_large = zip(*files.values())
-    return pd.DataFrame({"origin": list(files), "seed": seed, "p_small": p_small, "p_normal": p_normal, "p_large": p_large})
+    return pd.DataFrame({"arm": "real", "origin": list(files), "seed": seed, "p_small": p_small, "p_normal": p_normal, "p_large": p_large})
 
 
 def test_class_files_are_those_of_the_field(real_data):
@@ -21,7 +21,7 @@ def test_class_files_are_those_of_the_field(real_data):
 
 
 def test_vhs_files_are_those_of_the_field(real_data):
-    measured = pd.DataFrame({"origin": ["101.png", "100.png"], "seed": metrics.NO_SEED, "measured": [9.80212, 11.36138]})
+    measured = pd.DataFrame({"arm": "measure", "origin": ["101.png", "100.png"], "seed": metrics.NO_SEED, "measured": [9.80212, 11.36138]})
     assert metrics.evaluator_csv(measured) == (real_data / "formats" / "predictions_vhs.csv").read_bytes()
 
 
@@ -36,8 +36,14 @@ def test_names_that_two_folders_share_keep_their_folder():
     assert metrics.evaluator_csv(answers(files)) == b"a/1.png,1\r\na/2.png,0\r\nb/1.png,2\r\n"
 
 
+def test_an_arm_that_trains_nothing_and_measures_nothing_gives_classes():
+    """Beside the arm measure, whose column its rows have too, with nothing in it."""
+    said = answers({"a.png": (0.1, 0.3, 0.6), "b.png": (0.5, 0.4, 0.1)}, metrics.NO_SEED).assign(arm="source", measured=np.nan)
+    assert metrics.evaluator_csv(said) == b"a.png,0\r\nb.png,2\r\n"
+
+
 @pytest.mark.parametrize("value", [0.0, 8.19995, 10.0, 123.45678])
 def test_an_index_has_four_decimals(value):
-    row = pd.DataFrame({"origin": ["x.dcm"], "seed": metrics.NO_SEED, "measured": [np.float64(value)]})
+    row = pd.DataFrame({"arm": "measure", "origin": ["x.dcm"], "seed": metrics.NO_SEED, "measured": [np.float64(value)]})
     name, _, said = metrics.evaluator_csv(row).decode().removesuffix("\r\n").partition(",")
     assert name == "x.dcm" and len(said.partition(".")[2]) == 4 and float(said) == pytest.approx(value, abs=5.1e-5)

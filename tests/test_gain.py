@@ -142,7 +142,7 @@ def test_a_corrected_fold_and_a_corrected_control(tmp_path):
     small = ("generation.max_rounds=1", "generation.steps=2", "dreambooth.steps=2", "classifier.epochs=1")
     start = ("run", "debug/demo", "--out", run, "split.folds=2", "arms=[real-matched,mixed,base,measure]", *small)
     vhs(*start)
-    assert json.loads((run / "report" / "summary.json").read_text())["purpose"] == "confirmatory"
+    assert json.loads((run / "report" / "summary.json").read_text())["corrected"] is False
     before = trained(run)
     edited(run, file, nudged, scope="fold-0", generator="dreambooth")
     vhs("labels", run, "import", file)
@@ -152,7 +152,7 @@ def test_a_corrected_fold_and_a_corrected_control(tmp_path):
     vhs(*start)
     assert {place for place, identity in trained(run).items() if identity != before[place]} == {("mixed", "fold-0"), ("base", "split")}
     summary, page = json.loads((run / "report" / "summary.json").read_text()), html.unescape((run / "report" / "index.html").read_text())
-    assert summary["purpose"] == "descriptive" and "<h1>Descriptive: " in page and "after the held-out images of fold-0, split had been judged" in page
+    assert summary["corrected"] and summary["purpose"] == "confirmatory" and "<h1>Descriptive: " in page and "after the held-out images of fold-0, split had been judged" in page
     rows = [re.findall(r">([^<]+)</t[hd]>", line) for line in page[page.index("What a person's corrections brought") :].splitlines()]
     table = [row for row in rows if row and row[0] in ARMS][:4]
     assert [row[:4] for row in table] == [

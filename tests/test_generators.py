@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -135,6 +136,9 @@ def test_each_is_an_arm_that_is_trained_and_compared(run, data):
     assert summary["generators"]["gan"] == {"asked": 12, "produced": 16, "accepted": int(images(run, "gan").accepted.sum()), "trained_on": len(names)} | {
         "agreement": summary["generators"]["gan"]["agreement"]
     }
+    others = summary["likeness"]["others"]
+    assert {name: found["images"] for name, found in others.items()} == {name: summary["generators"][name]["accepted"] for name in ("gan", "vae")}
+    assert 0 < others["gan"]["probe"]["auroc"] < 1 and 0 <= others["gan"]["nearer to training"]["share"] <= 1 and summary["likeness"]["nearest"] == {}
     assert summary["generators"]["gan"]["agreement"] < 0.3 and summary["generators"]["vae"]["agreement"] is None
     (marker,) = (run / "generator" / "gan").glob("split-*.json")
     said = json.loads(marker.read_text())["facts"]
@@ -148,6 +152,9 @@ def test_a_set_that_is_too_small_is_said(run):
     status, page = vhs("status", run), (run / "report" / "index.html").read_text()
     assert "generated for vae/split" in status and "of 12 small" in status and "of the 5 that its set has" in status
     assert "of its 5 images fewer were accepted than the 12 wanted of each class" in page and "That vae was trained on none of this data is its owner" in page
+    head = re.search(r"Generators outside of this run.*?<thead>(.*?)</thead>", page, re.DOTALL)
+    assert re.findall(r">([^<>]+)</th>", head[1]) == ["generator", "asked", "produced", "accepted", "agreement", "small", "normal", "large", "trained on"]
+    assert all(f"{name}: " in head[0] for name in ("Asked", "produced", "accepted", "agreement", "trained on")), "a column that the caption leaves out"
     assert "as mixed, with gan&#39;s images instead of generated ones" in page and "drawn by gan, outside of this run" in page
 
 
@@ -287,6 +294,7 @@ UNDECLARED = "generators=[{name: gan, data: x}]"
     ([GAN], ["gan is in no arm", "arms=[real,real-matched,mixed,measure,gan]"]), ([GAN, "arms=[gan]"], ["real-matched is what", "gan"]),
     (["arms=[real-matched,gan]"], ["no arm gan", "oracle", "generators"]), ([GAN.replace("gan", "oracle")], ["oracle is taken"]),
     ([GAN.replace("gan", "fold-1")], ["fold-1 is taken"]), ([GAN.replace("gan", "confirmed")], ["confirmed is taken"]),
+    ([GAN.replace("gan", "normal")], ["normal is taken", "small, normal, large"]),
     ([GAN.replace("gan", "'a b'")], ["generators.0.name", "a b"]),
     ([GAN.replace("data: x", "dta: x")], ["generators.0.dta: no such key", "dose", "trained_on"]), ([GAN.replace("data: x", "data: phantoms")], ["oracle"]),
     ([GAN.replace("nothing", "nothing, dose: 0")], ["generators.0.dose", "at least 1"]),

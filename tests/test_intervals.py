@@ -192,4 +192,5 @@ def test_minimum_detectable_agrees_with_the_interval():
     """1.43 half-widths: by the normal distribution that is 80% power."""
     assert round(metrics.minimum_detectable(401, 0.25), 2) == 0.07 and norm.cdf(1.4294 * 1.96 - 1.96) == pytest.approx(0.8, abs=1e-3)
     paired = metrics.paired_difference(simulated(np.random.default_rng(0), 400))
-    assert 1.4294 * np.ptp(paired["ci95"]) / 2 == pytest.approx(metrics.minimum_detectable(400, paired["discordance"]), rel=0.05)
+    assert metrics.detectable(paired["ci95"]) == pytest.approx(1.4294 * np.ptp(paired["ci95"]) / 2, rel=1e-4)
+    assert metrics.detectable(paired["ci95"]) == pytest.approx(metrics.minimum_detectable(400, paired["discordance"]), rel=0.05)

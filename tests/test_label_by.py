@@ -13,6 +13,7 @@ from conftest import committed, vhs
 from jobs import config, interrupt, labels, plan, teacher
 from jobs.attempt import Inputs, attempt
 from jobs.drive import drive
+from jobs.generators import DREAMBOOTH
 from jobs.stages import report
 from vhs.measure import CLASSES
 
@@ -37,7 +38,7 @@ def test_the_prompted_class_can_be_the_label(reference, tmp_path):
     rows, measured = labels.table(run), labels.table(plan.reopen(str(reference), read_only=True)).set_index("key")
     assert (rows.label == rows.prompted.map(CLASSES.index)).all() and set(rows.label_source) == {"prompt"}
     assert (rows.accepted == (rows.reason == "")).all() and set(rows.reason) <= {"", "near-copy"}
-    generated = report._generated(run.config, Labelled(run))
+    generated = report._generated(run.config, Labelled(run), DREAMBOOTH)
     assert (generated.label == generated.prompted).all() and (generated.measured == run.config.measure.classify(generated["index"])).all()
     assert (generated.measured != generated.prompted).any(), "the page's agreement is the measurement's, not the prompt's with itself"
     shared = rows[rows.key.isin(measured.index)].set_index("key")

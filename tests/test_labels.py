@@ -80,8 +80,9 @@ def test_points_from_a_person_decide_the_class_and_only_readers_are_redone(run, 
     assert not [unit for unit in redone if unit.startswith(("labels", "generated", "labeller", "generator", "classifier/real/"))]
     assert len(list(run.glob("rounds/split/*.json"))) == 2  # listed rounds stay
     vhs("verify", run, "--full")
-    page = (run / "report" / "index.html").read_text()
+    page, summary = (run / "report" / "index.html").read_text(), json.loads((run / "report" / "summary.json").read_text())
     assert re.search(r"mixed</th><th[^>]*>test</th><th[^>]*>import 1</th><td>2</td>", page) and "held-out images of split had been judged" in page
+    assert (summary["purpose"], summary["corrected"]) == ("confirmatory", True) and "planned to describe its data" not in page
 
 
 def test_what_a_person_should_look_at_first(run, tmp_path):

@@ -88,26 +88,30 @@ def test_calibrated_probabilities_have_a_small_error():
     assert metrics.calibration_error(rows) < 0.02 < metrics.calibration_error(rows.assign(predicted=(rows.predicted + 1) % 3))
 
 
-def found(paired: dict | None, purpose: str = "confirmatory", judged: bool = True) -> dict:
+def found(paired: dict | None, purpose: str = "confirmatory", judged: bool = True, arms=("real-matched", "mixed")) -> dict:
     """A summary as far as the verdict reads it."""
     arm = {"test": {"accuracy": 0.5} if judged else None, "validation": None, "cv": None, "seeds": [0]}
-    return {"paired": paired, "purpose": purpose, "arms": {"mixed": arm}}
+    return {"paired": paired, "purpose": purpose, "arms": dict.fromkeys(arms, arm)}
 
 
 @pytest.mark.parametrize(("paired", "sentence"), [
-    ({"from": "test", "difference": 0.063, "ci95": [0.012, 0.11], "seeds": 3}, "Generation helped: +6.3 points [1.2, 11.0]"),
+    ({"from": "test", "difference": 0.063, "ci95": [0.012, 0.11], "seeds": 3},
+     "Generation helped: +6.3 points [1.2, 11.0]; this test set would find 7.0 points four times in five"),
     ({"from": "test", "difference": 0.010, "ci95": [-0.042, 0.063], "seeds": 3},
      "No difference could be shown: +1.0 points [-4.2, 6.3]; this test set would find 7.5 points four times in five"),
     ({"from": "test", "difference": 0.010, "ci95": [-0.042, 0.063], "seeds": 2, "from_trainings": 0.9},
      "No difference could be shown: +1.0 points [-4.2, 6.3]; this test set would find 7.5 points four times in five; most of that is how trainings differ: "
      "more seeds would tell, not more images"),
-    ({"from": "test", "difference": -0.08, "ci95": [-0.12, -0.031], "seeds": 3}, "Generation hurt: -8.0 points [-12.0, -3.1]"),
+    ({"from": "test", "difference": -0.08, "ci95": [-0.12, -0.031], "seeds": 3},
+     "Generation hurt: -8.0 points [-12.0, -3.1]; this test set would find 6.4 points four times in five"),
     ({"from": "cv", "difference": 0.063, "ci95": [0.012, 0.11], "seeds": 3},
-     "Generation helped: +6.3 points [1.2, 11.0] out of fold, for the test part lacks labels"),
+     "Generation helped: +6.3 points [1.2, 11.0] out of fold, for the test part lacks labels; these folds would find 7.0 points four times in five"),
     ({"from": "test", "difference": 0.063, "ci95": [0.012, 0.11], "seeds": 1},
-     "Descriptive: generation helped: +6.3 points [1.2, 11.0]; each arm was trained once, and what another training would say is not in it"),
-    ({"from": "test", "difference": 0.063, "ci95": [0.012, 0.11]}, "Generation helped: +6.3 points [1.2, 11.0]"),  # of a former version's run
-    (None, "No verdict: mixed and real-matched were not both trained as planned"),
+     "Descriptive: generation helped: +6.3 points [1.2, 11.0]; this test set would find 7.0 points four times in five; each arm was trained once, and what "
+     "another training would say is not in it"),
+    ({"from": "test", "difference": 0.063, "ci95": [0.012, 0.11]},  # of a former version's run
+     "Generation helped: +6.3 points [1.2, 11.0]; this test set would find 7.0 points four times in five"),
+    (None, "No verdict: no generated image could be mixed in, so mixed and real-matched are one training"),
 ])
 def test_verdict(paired, sentence):
     assert metrics.verdict(found(paired)) == sentence
@@ -115,8 +119,10 @@ def test_verdict(paired, sentence):
     assert metrics.verdict(found(paired, "descriptive")) == f"Descriptive: {said[0].lower()}{said[1:]}"
 
 
-def test_no_labels_and_no_folds_leave_no_verdict():
+def test_why_there_is_no_verdict():
     assert metrics.verdict(found(None, judged=False)) == "No verdict: the test part has no labels and no folds were run"
+    for arms_there in (("real-matched", "null", "oracle"), ("real",)):
+        assert metrics.verdict(found(None, arms=arms_there)) == "No verdict: none was planned, for mixed is not among the arms of this run"
 
 
 def test_joined_once_orders_and_names_what_is_wrong():
@@ -201,7 +207,9 @@ def test_summary_has_the_documented_shape():
     ])
     found = metrics.summary(predictions, generated={"asked": 4, "produced": 3, "accepted": 2, "agreement": 0.5})
     assert json.loads(json.dumps(found)) == found
-    assert set(found) == {"purpose", "patients_known", "unlabelled", "arms", "paired", "differences", "labeller", "generated", "generators", "likeness"}
+    assert set(found) == {
+        "purpose", "corrected", "patients_known", "unlabelled", "arms", "paired", "differences", "labeller", "generated", "generators", "likeness"
+    }  # fmt: skip
     assert list(found["arms"]) == ["real", "real-matched", "mixed", "measure"] and found["unlabelled"] == 0
     real, measure = found["arms"]["real"], found["arms"]["measure"]
     assert set(real) == {"test", "validation", "cv", "seeds"} and set(real["test"]) == set(real["validation"]) == FIGURES

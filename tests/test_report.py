@@ -24,10 +24,11 @@ POINTS = np.array([[20, 20], [60, 70], [22, 66], [64, 28], [10, 8], [80, 8]], dt
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
-SECTIONS = ["arms", "data", "where", "confusion", "labeller", "generated", "likeness", "sheets", "curves", "files", "plan", "limits"]
+SECTIONS = ["arms", "data", "where", "confusion", "labeller", "generated", "likeness", "memorisation", "sheets", "curves", "files", "plan",
+            "limits"]  # fmt: skip
 
 
-def run(images: int = 60, **options) -> tuple[dict, dict, dict, dict]:
+def run(images: int = 60, seeds: tuple[int, ...] = (0, 1), **options) -> tuple[dict, dict, dict, dict]:
     """Summary, tables, figures and notes of a made-up run that fills every section of the page; `options` go to metrics.summary."""
     rng = np.random.default_rng(0)
     index = rng.normal(9.2, 1.3, images)
@@ -41,7 +42,7 @@ def run(images: int = 60, **options) -> tuple[dict, dict, dict, dict]:
             **{f"p_{name}": np.where(predicted == i, 0.8, 0.1) for i, name in enumerate(CLASSES)},
         })
 
-    tested = [answers(arm, right, seed) for arm, right in (("real", 0.7), ("real-matched", 0.72), ("mixed", 0.8)) for seed in (0, 1)]
+    tested = [answers(arm, right, seed) for arm, right in (("real", 0.7), ("real-matched", 0.72), ("mixed", 0.8)) for seed in seeds]
     tested.append(answers("real", 0.75, 0, role="validation"))
     folds = [answers("real", 0.7, 0, scope) for scope in ("fold-0", "fold-1")]
     predictions = pd.concat([*tested, answers("measure", 0.85, metrics.NO_SEED), *folds])
@@ -52,11 +53,15 @@ def run(images: int = 60, **options) -> tuple[dict, dict, dict, dict]:
     reason = np.where(index > 8, "", "implausible geometry")
     generated = pd.DataFrame({"prompted": label, "measured": label[::-1], "accepted": index > 8, "reason": reason, "index": index})
     features = [pd.DataFrame({"label": label, "patient": [f"p{i}" for i in range(images)], "feature": list(rng.normal(k, 1, (images, 4)))}) for k in (0, 1)]
-    likeness = {"features": "labeller features", "classes": {}, "probe": metrics.probe_auroc(*features)}
+    likeness = {"features": "labeller features", "classes": {}, "probe": metrics.probe_auroc(*features), "nearest": {}, "nearer to training": None}
     quality, funnel = metrics.labeller_quality(measured), metrics.generated_counts(generated, asked=72)
     summary = metrics.summary(predictions, labeller=quality, generated=funnel, likeness=likeness, **options)
     tables = metrics.tables(metrics.judged(predictions)[1], VIEW) | metrics.generated_tables(generated)
     tables |= {"likeness": metrics.frechet_by_class(*features), "measurement": metrics.measurement_by(measured, "source")}
+    of_generators = pd.DataFrame({"generator": ["this run's DreamBooth", "base"], "images": [46, 40], "AUROC": [0.946, 0.951]})
+    tables |= {"probes": of_generators, "nearer": of_generators.rename(columns={"AUROC": "share, %"})}
+    near = pd.DataFrame({"label": label, "to_training": rng.random(images), "to_held_out": rng.random(images)})
+    tables |= {"nearest": metrics.distances_by_class(near, near)}
     tables["composition"] = pd.DataFrame({"images": ["training", "arm mixed"], "origin": ["real", "generated"], "small": [9, 30], "all": [60, 90]})
     sheet = contact_sheet([overlay(np.full((96, 96), 60, np.uint8), POINTS, VIEW, "VHS 9.1", scale=2)] * 5, columns=3)
     learnt = pd.DataFrame([
@@ -66,7 +71,7 @@ def run(images: int = 60, **options) -> tuple[dict, dict, dict, dict]:
     ])
     drawn = {"forest": forest(summary), "labeller": labeller_scatter(measured, VIEW), "agreement": agreement(measured, VIEW)}
     drawn |= {"bins": index_bins(metrics.generated_by_index(generated, VIEW), VIEW), "curves": curves(learnt)}
-    figures = drawn | dict.fromkeys(("real", "generated", "true", "measured", "rejected", "pairs"), sheet)
+    figures = drawn | dict.fromkeys(("real", "generated", "true", "measured", "rejected", "pairs", "pairs_held_out"), sheet)
     notes = {
         "title": "Dogs & hearts", "index": "VHS", "plan": {"primary endpoint": "mixed minus real-matched"}, "limits": ["Fewer than <100> dogs."],
         "versions": {"torch": "2.14", "cuda": ""},
@@ -88,7 +93,7 @@ def test_every_section_and_the_verdict_first(full):
     assert sections == SECTIONS
     low, high = (f"{100 * bound:.1f}" for bound in full[0]["arms"]["mixed"]["test"]["ci95"])
     assert f"[{low}, {high}]" in text and "real-matched" in text and "implausible geometry" in text and "not for diagnosis" in text
-    assert text.count("Patients unknown.") >= 7 and "Patients unknown" not in render(*run()) and "large = 0, normal = 1, small = 2" in text
+    assert text.count("Patients unknown.") >= 10 and "Patients unknown" not in render(*run()) and "large = 0, normal = 1, small = 2" in text
     assert "of 60 clusters of near-duplicates" in text and "Generated with torch 2.14." in text and "Descriptive" not in text
     assert "Fewer than <100> dogs." in text and "Fewer than <100>" not in page
 
@@ -110,9 +115,45 @@ def test_same_figures_same_bytes(full):
         ElementTree.fromstring(figures[name])  # also a file of its own
 
 
-def test_a_descriptive_run_says_so_first():
-    page = render(*run(purpose="descriptive"))
-    assert re.search(r"<h1>Descriptive: [a-z]", page) and "planned to describe its data, not to decide" in page
+def filled(summary: dict) -> list[bool]:
+    """Of each difference in the forest, whether its mark is filled."""
+    marks = re.findall(r"<use [^>]*accent[^>]*>", forest(summary).decode())
+    return ["fill-opacity: 0" not in mark for mark in marks[-len(summary["differences"]):]]
+
+
+def test_without_the_primary_pair_nothing_is_called_the_verdicts(full):
+    """A run of controls: its first difference is none that a verdict rests on, and no DreamBooth stands behind it."""
+    summary = full[0]
+    pair = summary["differences"][0] | {"arms": ["null", "real-matched"]}
+    arms = {"real-matched": summary["arms"]["real-matched"], "null": summary["arms"]["mixed"]}
+    alone = summary | {"arms": arms, "paired": None, "differences": [pair], "generated": None, "likeness": None}
+    page = html.unescape(render(alone, {}, {"forest": forest(alone)}, {}))
+    assert "No verdict: none was planned, for mixed is not among the arms" in page.replace("\u00a0", " ") and "null − real-matched" in page
+    assert "No verdict rests on any of them." in page and "There is no verdict" in page
+    for words in ("the verdict rests on, and was planned", "the verdict's filled", "another DreamBooth", "labelled by measuring", "carries the verdict"):
+        assert words not in page and words in html.unescape(render(*full)), words
+    assert filled(summary) == [True, False] and filled(alone) == [False]
+
+
+def test_what_could_have_been_found_has_one_meaning_wherever_it_stands(full):
+    page = html.unescape(render(*full))
+    said = re.search(r"would find (\S+) points four times in five", metrics.verdict(full[0]))[1]
+    assert re.search(r"what generation brought</small></th>\s*<td>[^<]*</td><td>([^<]*)</td>", page)[1] == said
+    assert float(said) == pytest.approx(100 * metrics.detectable(full[0]["paired"]["ci95"]), abs=0.051) and "half-width" not in page.lower()
+
+
+PLANNED, CORRECTED, ONCE = "planned to describe its data, not to decide", "corrected after the held-out images had been judged", "each arm was trained once"
+
+
+@pytest.mark.parametrize(("options", "seeds", "why"), [
+    ({}, (0, 1), []), ({"purpose": "descriptive"}, (0, 1), [PLANNED]), ({"corrected": True}, (0, 1), [CORRECTED]), ({}, (0,), [ONCE]),
+    ({"purpose": "descriptive", "corrected": True}, (0,), [PLANNED, CORRECTED, ONCE]),
+])  # fmt: skip
+def test_a_page_says_why_it_only_describes_and_no_other_reason(options, seeds, why):
+    page = render(*run(seeds=seeds, **options))
+    below = re.search(r"</h1>(.*?)</header>", page, re.DOTALL)[1]
+    assert bool(re.search(r"<h1>Descriptive: [a-z]", page)) == bool(why)
+    assert [words for words in (PLANNED, CORRECTED, ONCE) if words in below] == why
 
 
 def test_a_test_part_without_labels_still_has_a_page(full):
@@ -128,12 +169,26 @@ def test_a_test_part_without_labels_still_has_a_page(full):
     assert "the test part has no labels and no folds were run" in render(nothing, {}, {"forest": forest(nothing)}, {})
 
 
+def test_what_a_distance_means_and_who_was_refused_before_stand_with_the_distances(full):
+    summary, tables, figures, notes = full
+    page = html.unescape(render(summary, tables, figures, notes))
+    section = page[page.index('<section id="memorisation">'):page.index('<section id="sheets">')]
+    assert "A distance of 0 is a copy and 1 is what lies between two training patients" in section and "0 near-copies of training images" in section
+    assert section.count("contact sheet: pairs") == 2 and "held-out to training" in section and "this run's DreamBooth" in section
+    copied = tables["rejections"].assign(**{"near-copy": [1, 0, 4]})
+    assert "5 near-copies of training images" in html.unescape(render(summary, tables | {"rejections": copied}, figures, notes))
+    alone = html.unescape(render(summary, {name: table for name, table in tables.items() if name not in ("nearer", "rejections")}, figures, notes))
+    assert "nobody can say how many lie nearer to which" in alone and "near-copies" not in alone
+    without = {name: table for name, table in tables.items() if name not in ("nearer", "nearest")}
+    assert '<section id="memorisation">' not in render(summary, without, figures, notes)
+
+
 def test_a_run_with_little_to_say_still_has_a_page():
     figures = {"accuracy": 0.5, "ci95": [0.2, 0.8], "balanced_accuracy": 0.5, "balanced_ci95": [0.2, 0.8], "auroc": None, "ece": None}
     arm = {"test": figures, "validation": None, "cv": None, "seeds": [0]}
     nothing = {"asked": 3, "produced": 0, "accepted": 0, "agreement": None}
     summary = {"arms": {"real": arm}, "paired": None, "differences": [], "labeller": None, "generated": nothing, "likeness": None}
-    summary |= {"purpose": "confirmatory", "patients_known": True, "unlabelled": 0}
+    summary |= {"purpose": "confirmatory", "corrected": False, "patients_known": True, "unlabelled": 0}
     page = render(summary, {"by_seed": pd.DataFrame(columns=["arm", "seed"])}, {"forest": forest(summary)}, {})
     assert re.findall(r'<section id="(\w+)"', page) == ["arms", "generated", "files", "limits"]
     assert "No verdict" in page and "The measured class is" not in page and "cross-validation</th>" not in page
@@ -213,5 +268,5 @@ def test_the_page_fits_a_screen_and_a_phone(full, tmp_path):
     assert [seen["asked"] for seen in found] == [1200, 400]
     for seen in found:
         assert seen["wide"] <= seen["asked"] and seen["tall"] > 1000 and 200 < seen["svg"] <= seen["asked"]
-        assert seen["heading"].replace("\u00a0", " ") == metrics.verdict(full[0]) and seen["images"] == [584] * 6
+        assert seen["heading"].replace("\u00a0", " ") == metrics.verdict(full[0]) and seen["images"] == [584] * 7
         assert seen["mark"] == "rgb({}, {}, {})".format(*bytes.fromhex(seen["accent"].lstrip("#")))

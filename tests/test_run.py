@@ -23,7 +23,9 @@ def _generated(reference) -> pd.DataFrame:
 
 def test_summary_has_the_documented_keys(reference):
     summary = json.loads((reference / "report" / "summary.json").read_text())
-    assert set(summary) == {"purpose", "patients_known", "unlabelled", "arms", "paired", "differences", "labeller", "generated", "generators", "likeness"}
+    assert set(summary) == {
+        "purpose", "corrected", "patients_known", "unlabelled", "arms", "paired", "differences", "labeller", "generated", "generators", "likeness"
+    }  # fmt: skip
     assert {"real", "real-matched", "mixed", "measure"} <= set(summary["arms"])
     for arm in summary["arms"].values():
         low, high = arm["test"]["ci95"]
@@ -232,45 +234,3 @@ def test_measured_points_are_those_of_the_labeller(reference):
     again = labeller.measure(batches.load_images(run.storage, rows), rows.key.tolist(), passes=run.config.labeller.passes)
     np.testing.assert_allclose(again.index, table["index"], rtol=1e-4)
     np.testing.assert_allclose(again.spread, table["spread"], rtol=1e-2, atol=1e-3)
-
-
-def _report(reference, out, **columns):
-    """The report stage worked again on a finished run's inputs; `columns` of a role's table are replaced: role={column: values}."""
-    from types import SimpleNamespace
-
-    from jobs.attempt import Inputs
-    from jobs.stages import report
-
-    run = reopen(str(reference))
-    (unit,) = run.units("report")
-
-    class Changed(Inputs):
-        def table(self, role):
-            table = super().table(role)
-            return table.assign(**columns[role](table)) if role in columns else table
-
-    out.mkdir()
-    report.work(run.config, Changed(run.storage, unit), SimpleNamespace(folder=out))
-    return json.loads((out / "summary.json").read_text()), (out / "index.html").read_text()
-
-
-def test_a_report_again_has_the_same_bytes(reference, tmp_path):
-    _report(reference, tmp_path / "again")
-    for name in ("index.html", "summary.json", "predictions/mixed.csv"):
-        assert (tmp_path / "again" / name).read_bytes() == (reference / "report" / name).read_bytes(), name
-
-
-def test_a_test_part_without_labels_is_predicted_and_judges_nobody(reference, tmp_path):
-    unlabelled = {"predictions": lambda table: {"label": table.label.where(table.role != "held-out", -1)}}
-    summary, page = _report(reference, tmp_path / "out", **unlabelled)
-    assert all(arm["test"] is None and arm["validation"] for arm in summary["arms"].values()) and summary["paired"] is None
-    assert "the test part has no labels and no folds were run" in page
-    assert (tmp_path / "out" / "predictions" / "mixed.csv").read_bytes() == (reference / "report" / "predictions" / "mixed.csv").read_bytes()
-
-
-def test_near_copies_are_shown_beside_their_original(reference, tmp_path):
-    run = reopen(str(reference))
-    splits = manifest.read(run.storage, run.committed("split")[0]).to_pandas()
-    key = splits.key[(splits.part == "train") & ~splits.inner_split].iloc[0]
-    _, page = _report(reference, tmp_path / "out", labels=lambda table: {"near_key": key, "near_distance": np.arange(len(table)) * 1.0})
-    assert 'alt="contact sheet: pairs images"' in page

@@ -24,6 +24,10 @@ DIFFERENCES = {  # arm minus arm, and what the difference is worth; the first is
     ("oracle", "real-matched"): "what a perfect generator would bring",
     ("mixed", "real"): "as the study compared: balance and optimizer steps are among it",
 }
+BESIDE = {  # shown too, and in no plan: those that are frozen know nothing of them
+    ("real", "source"): "what images tell beyond where they come from",
+    ("mixed", "source"): "the same, with generated images",
+}
 
 
 def outside(arms: Iterable[str]) -> list[str]:
@@ -36,8 +40,14 @@ def meanings(arms: Iterable[str]) -> dict[str, str]:
 
 
 def differences(arms: Iterable[str]) -> dict[tuple[str, str], str]:
-    """Of the differences that are reported those whose arms are there."""
+    """Of the differences that a plan lists those whose arms are there."""
     there = set(arms)
     more = {(name, PRIMARY[1]): f"what {name}'s images brought" for name in outside(there)}
     more |= {(PRIMARY[0], name): f"what this run's own generator has beyond {name}" for name in outside(there)}
     return {pair: worth for pair, worth in (DIFFERENCES | more).items() if set(pair) <= there}
+
+
+def reported(arms: Iterable[str]) -> dict[tuple[str, str], str]:
+    """Of all differences those whose arms are there, the planned ones first."""
+    there = set(arms)
+    return differences(there) | {pair: worth for pair, worth in BESIDE.items() if set(pair) <= there}

@@ -6,6 +6,7 @@ training images, the index's spread, and the nearest training image. `verdict` t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,19 +60,21 @@ class Copies:
         strangers = who[:, None] != who[None]
         if not strangers.any():
             return None
-        bits, apart = _apart(measurement.hashes, measurement.features, measurement.hashes, measurement.features)
+        seen = measurement.hashes, measurement.features
+        bits, apart = _apart(*seen, *seen, measurement.features.std(0))
         typical = tuple(max(float(np.median(part[strangers])), 1e-6) for part in (bits, apart))
         whole = cls(tuple(keys), measurement.hashes, measurement.features.astype(np.float32), typical, 0.0)
-        return cls(whole.keys, whole.hashes, whole.features, typical, NEARER * float(whole.distances(measurement)[strangers].min()))
+        return cls(whole.keys, whole.hashes, whole.features, typical, NEARER * float(whole.distances(*seen)[strangers].min()))
 
-    def distances(self, measurement: Measurement) -> np.ndarray:
-        """float32 [M, N] between the M images measured and the N training images: the bits beyond are other ones with every kind of CPU."""
-        bits, apart = _apart(measurement.hashes, measurement.features, self.hashes, self.features)
+    def distances(self, hashes: Sequence[str], features: np.ndarray, others: tuple[Sequence[str], np.ndarray] | None = None) -> np.ndarray:
+        """float32 [M, N] between M images and the N training images, or `others`, measured by what training patients differ by all the same: the bits
+        beyond are other ones with every kind of CPU."""
+        bits, apart = _apart(hashes, features, *(others or (self.hashes, self.features)), self.features.std(0))
         return ((bits / self.typical[0] + apart / self.typical[1]) / 2).astype(np.float32)
 
     def nearest(self, measurement: Measurement) -> tuple[list[str], np.ndarray]:
         """Key of the nearest training image and the distance to it, of every image measured."""
-        away = self.distances(measurement)
+        away = self.distances(measurement.hashes, measurement.features)
         return [self.keys[n] for n in away.argmin(1)], away.min(1)
 
     def copied(self, measurement: Measurement) -> np.ndarray:
@@ -79,10 +82,10 @@ class Copies:
         return self.nearest(measurement)[1] < self.limit
 
 
-def _apart(hashes, features, other_hashes, other_features) -> tuple[np.ndarray, np.ndarray]:
-    """Bits and root mean square feature difference (in deviations of the second set) between every two: [M, N] each."""
+def _apart(hashes, features, other_hashes, other_features, deviation) -> tuple[np.ndarray, np.ndarray]:
+    """Bits and root mean square feature difference (in units of `deviation`, [C]) between every two: [M, N] each."""
     bits = distances(hashes, other_hashes).astype(np.float64)
-    scale = other_features.std(0) + 1e-6
+    scale = deviation + 1e-6
     a, b = (np.asarray(part, np.float64) / scale for part in (features, other_features))
     square = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
     return bits, np.sqrt(square.clip(min=0) / a.shape[1])

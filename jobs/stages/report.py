@@ -15,7 +15,6 @@ SCIENCE = (
     "data", "phantoms.style", "report", "generators",
 )  # fmt: skip
 AFTER = ("ingest", "split", "labeller", "dreambooth", "generate", "label", "train", "evaluate")
-FEATURE_CHUNK = 256  # images in memory at a time
 
 
 def units(run) -> list[Unit]:
@@ -33,11 +32,13 @@ def units(run) -> list[Unit]:
         "classifiers": run.committed("train"),
         "predictions": run.committed("evaluate"),
     }
-    if others := list(generators.outsiders(run.config)):
-        for role, stage in (("outsiders", "dreambooth"), ("outside", "generate"), ("outside_labels", "label")):
-            inputs[role] = [path for name in others for path in generators.committed(run, stage, name, "split")]
+    for name in (name for name in generators.wanted(run.config) if name != generators.DREAMBOOTH):
+        for role, stage in zip(_roles(name), ("generate", "label")):
+            inputs[role] = generators.committed(run, stage, name, "split")
+    if outsiders := list(generators.outsiders(run.config)):
+        inputs["outsiders"] = [path for name in outsiders for path in generators.committed(run, "dreambooth", name, "split")]
     if run.under(f"{labels.CORRECTIONS}/"):  # of any scope: all of them are figures here
-        inputs["corrections"] = [path for name in (generators.DREAMBOOTH, *others) for path in labels.tables(run, "split", name)]
+        inputs["corrections"] = [path for name in generators.wanted(run.config) for path in labels.tables(run, "split", name)]
         inputs["earlier"] = gains.earlier(run, inputs["predictions"])
     params = {"scope": "split", "analysis": run.analysis}
     if run.config.report.inception:
@@ -45,10 +46,15 @@ def units(run) -> list[Unit]:
     return [run.unit(NAME, FOLDER, inputs, params=params)]
 
 
+def _roles(generator: str) -> tuple[str, str]:
+    """Whose images and labels other than the run's own are inputs of the unit."""
+    return f"{generator} images", f"{generator} labels"
+
+
 def work(config, inputs, output) -> Files:
     import pandas as pd
 
-    from jobs import gains, lineage
+    from jobs import gains, generators, likeness, lineage
     from shards import crash
     from vhs import metrics
     from vhs.report import render
@@ -56,33 +62,37 @@ def work(config, inputs, output) -> Files:
     predictions, scope = _predictions(inputs), lineage.split_rows(inputs)
     part, judged = metrics.judged(predictions)
     measured = judged[judged.arm == "measure"]
-    generated = _generated(config, inputs) if inputs.markers("generator") else None  # else only controls were mixed in
-    counts, likeness, tables = _of_generated(config, inputs, scope, generated) if generated is not None else (None, None, {})
-    outsiders, trainings = _outsiders(config, inputs), gains.trainings(inputs)
+    drawn = {name: _generated(config, inputs, name) for name in generators.wanted(config)}
+    generated = drawn.get(generators.DREAMBOOTH)  # None where only others are mixed in
+    counts, tables = _of_generated(config, inputs, generated) if generated is not None else (None, {})
+    accepted = {name: rows[rows.accepted] for name, rows in drawn.items()}
+    compared, of_likeness, near = likeness.compare(config, inputs, scope, accepted, own=generators.DREAMBOOTH)
+    outsiders, trainings = _outsiders(config, inputs, drawn), gains.trainings(inputs)
     before = gains.judged_before(trainings)
     summary = metrics.summary(
         predictions,
         labeller=metrics.labeller_quality(measured) if len(measured) else None,
         generated=counts,
         generators={row["generator"]: {name: row[name] for name in OF_OUTSIDERS} for row in outsiders},
-        likeness=likeness,
-        purpose="descriptive" if before else config.purpose,
+        likeness=compared,
+        purpose=config.purpose,
+        corrected=bool(before),
         patients_known=inputs.facts("splits")["patients_known"],
         unmixed=_unmixed(inputs),
     )
     (output.folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     crash.window("report-half-written")
     _write_csvs(predictions, output.folder / "predictions")
-    tables |= {"composition": _composition(config, inputs, scope), "generators": pd.DataFrame(outsiders)}
+    tables |= of_likeness | {"composition": _composition(config, inputs, scope), "generators": pd.DataFrame(outsiders)}
     if len(judged):
         tables |= metrics.tables(judged, config.measure)
     if inputs.markers("prompts"):
-        tables["prompts"] = pd.DataFrame(inputs.facts("prompts")["ranking"])
+        tables["prompts"] = pd.DataFrame(inputs.facts("prompts")["ranking"])[list(OF_PROMPTS)]
     if before:
         tables["corrections"] = metrics.gain_by_corrections(gains.answers(config, inputs.storage, trainings, predictions))
     if len(measured):
         tables["measurement"] = metrics.measurement_by(measured, "source")
-    figures = _figures(config, inputs, summary, measured, generated, scope)
+    figures = _figures(config, inputs, summary, measured, generated, scope) | _pairs(inputs, near, scope)
     page = render(summary, tables, figures, _notes(config, inputs, part, outsiders, before))
     (output.folder / "index.html").write_text(page, encoding="utf-8")
     return Files({"verdict": metrics.verdict(summary)})
@@ -100,13 +110,14 @@ def _predictions(inputs):
     return pd.concat([metrics.joined_once(rows, keys[role](splits, scope)) for (scope, role), rows in parts], ignore_index=True)
 
 
-def _generated(config, inputs, images: str = "generated", labelled: str = "labels"):
-    """The generated images of these roles with their labels and the class of their measured index, in the order of their numbers."""
+def _generated(config, inputs, generator: str):
+    """A generator's images with their labels and the class of their measured index, in the order of their numbers."""
     import numpy as np
 
-    from jobs import labels
+    from jobs import generators, labels
     from vhs.measure import CLASSES, UNKNOWN
 
+    images, labelled = ("generated", "labels") if generator == generators.DREAMBOOTH else _roles(generator)
     said = labels.corrected(inputs.table(labelled), inputs.table("corrections"))
     rows = inputs.samples(images).merge(said, on="key", validate="one_to_one")
     finite = np.isfinite(rows["index"])  # the label is another word where label_by or a person says so
@@ -116,31 +127,28 @@ def _generated(config, inputs, images: str = "generated", labelled: str = "label
     return rows.sort_values(["number", "prompted"], kind="stable", ignore_index=True)
 
 
-def _of_generated(config, inputs, scope, generated):
-    """What the summary and the tables say of the images in `generated`: their counts, their likeness, tables."""
-    from jobs import labels, rounds
+def _of_generated(config, inputs, generated):
+    """What the summary and the tables say of what became of the images that the run's own generator drew."""
     from vhs import metrics
     from vhs.measure import CLASSES
 
-    taught = rounds.accepted(inputs.samples("generated"), labels.of(inputs), config.generation.quota)
     strata = len(CLASSES) * (len(inputs.facts("generator")["sources"]) if config.generation.by_source else 1)
-    likeness, by_class = _likeness(config, inputs, scope.training, taught)
-    return metrics.generated_counts(generated, asked=config.generation.quota * strata), likeness, metrics.generated_tables(generated) | {"likeness": by_class}
+    return metrics.generated_counts(generated, asked=config.generation.quota * strata), metrics.generated_tables(generated)
 
 
+OF_PROMPTS = ("prompt", "rank", "agreement", "accepted", "distance", "images")  # a marker's facts come by the alphabet
 OF_OUTSIDERS = ("asked", "produced", "accepted", "agreement", "trained_on")  # in the summary
 
 
-def _outsiders(config, inputs) -> list[dict]:
-    """Of each generator outside of the run what became of its images, and on how many of the data's it says it was trained."""
+def _outsiders(config, inputs, drawn: dict) -> list[dict]:
+    """Of each generator outside of the run what became of its images, in `drawn`, and on how many of the data's it says it was trained."""
     from jobs import generators
     from vhs import metrics
     from vhs.measure import CLASSES
 
-    makers, found = inputs.markers("outsiders"), []
-    rows = _generated(config, inputs, "outside", "outside_labels") if makers else None
-    for maker in makers:
-        own, name = rows[rows.generator == maker.path], maker.facts["generator"]
+    found = []
+    for maker in inputs.markers("outsiders"):
+        own = drawn[name := maker.facts["generator"]]
         counts = metrics.generated_counts(own, asked=generators.quota(config, name) * len(CLASSES))
         by_class = {label: int((own.accepted & (own.label == number)).sum()) for number, label in enumerate(CLASSES)}
         found.append({"generator": name, **counts, **by_class, "trained_on": maker.facts["trained_on"]})
@@ -151,41 +159,6 @@ def _unmixed(inputs) -> list[tuple[str, str]]:
     """(arm, scope) of arms that are real-matched by another name: there was nothing to mix in."""
     facts = [marker.facts for marker in inputs.markers("classifiers") if marker.facts["arm"] not in ("real", "real-matched")]
     return sorted({(item["arm"], item["scope"]) for item in facts if not item["generated"]})
-
-
-def _likeness(config, inputs, real, generated):
-    """How the generated images that teach differ from the real training images: the summary's figures, and a table by class."""
-    from vhs import metrics
-
-    ours, drawn = (rows.assign(feature=list(_features(config, inputs, rows))) for rows in (real, generated))
-    by_class = metrics.frechet_by_class(ours, drawn)
-    figures = {row.pop("class"): row for row in by_class.astype(object).where(by_class.notna(), None).to_dict("records")}
-    features = "Inception pool3" if config.report.inception else "labeller features"
-    return {"features": features, "classes": figures, "probe": metrics.probe_auroc(ours, drawn)}, by_class
-
-
-def _features(config, inputs, rows):
-    """Features of the images of `rows`, float32 [n, d]: of the FID's Inception if its weights are given, else of the scope's labeller."""
-    import numpy as np
-
-    from jobs import batches, models, world
-    from vhs import inception
-    from vhs.labelling import Labeller
-
-    device = world.device(config.execution.device)
-    if config.report.inception:
-        net = inception.load(models.here(config.report.inception)).to(device)
-    else:
-        labeller = Labeller.load(inputs.folder("labeller")).to(device)
-    found = [np.zeros((0, 0), np.float32)] if rows.empty else []
-    for start in range(0, len(rows), FEATURE_CHUNK):
-        part = rows.iloc[start : start + FEATURE_CHUNK]
-        images = batches.load_images(inputs.storage, part)
-        if config.report.inception:
-            found.append(inception.features(net, images))
-        else:
-            found.append(labeller.measure(images, part.key.tolist(), passes=1).features)
-    return np.concatenate(found)
 
 
 ORIGINS = {"null": "copies of training images", "oracle": "fresh phantoms", "base": "generated by the base model"}
@@ -240,9 +213,16 @@ def _figures(config, inputs, summary: dict, measured, generated, scope) -> dict[
         figures |= {"generated": sheets.plain(inputs, accepted), "measured": sheets.measured(config, inputs, accepted)}
     if len(refused):
         figures["rejected"] = sheets.rejected(config, inputs, refused)
-    if "near_key" in accepted and accepted.near_key.isin(scope.training.key).any():
-        figures["pairs"] = sheets.pairs(inputs, accepted, scope.training)
     return figures
+
+
+def _pairs(inputs, near, scope) -> dict[str, bytes]:
+    """The generated images that lie nearest to a training and to a held-out image, each with that image."""
+    from jobs import sheets
+
+    if near is None or near.empty:
+        return {}
+    return {"pairs": sheets.pairs(inputs, near, scope.training, "training"), "pairs_held_out": sheets.pairs(inputs, near, scope.held_out, "held_out")}
 
 
 def _curves(inputs):
@@ -285,7 +265,7 @@ def _limit(config, row: dict) -> str:
 def _notes(config, inputs, part: str, outsiders: list[dict], judged_before: list[str]) -> dict:
     splits, rejects = inputs.facts("splits"), [reject for marker in inputs.markers("real") for reject in marker.facts["rejects"]]
     rejects += splits.get("rejects", [])
-    rejects += [reject for marker in inputs.markers("outside") for reject in marker.facts["rejects"]]
+    rejects += [reject for row in outsiders for marker in inputs.markers(_roles(row["generator"])[0]) for reject in marker.facts["rejects"]]
     limits = []
     if config.data == "phantoms":
         limits.append(
@@ -304,11 +284,28 @@ def _notes(config, inputs, part: str, outsiders: list[dict], judged_before: list
             f"No generated image was mixed in for {', '.join(f'{arm} ({scope})' for arm, scope in unmixed)}: at least one class had none accepted, "
             "and then origin would tell the class. There the arm and real-matched are the same training."
         )
-    plan = {
-        what.replace("_", " "): ", ".join(map(str, said)) if isinstance(said, list) else said
-        for what, said in inputs.params["analysis"].items()
-    }
+    plan = _plan(inputs.params["analysis"], part)
     return {"title": config.name, "index": config.measure.index, "plan": plan, "limits": limits, "judged": part, "versions": _versions(inputs)}
+
+
+def _plan(analysis: dict, part: str) -> dict[str, str]:
+    """The frozen analysis in words. It was written for a test part with labels and for the arm mixed: what a run has instead is said here."""
+    from vhs.arms import PRIMARY
+
+    seeds, endpoint = analysis["seeds"], analysis["primary_endpoint"]
+    if not set(PRIMARY) <= set(analysis["arms"]):
+        endpoint = f"none, for {PRIMARY[0]} is not among the arms"
+    elif part == "cv":
+        endpoint += f"; judged here on {analysis['folds']} folds instead, out of fold, for the test part lacks labels"
+    return {
+        "purpose": analysis["purpose"],
+        "primary endpoint": endpoint,
+        "arms": ", ".join(analysis["arms"]),
+        "trainings": f"{len(seeds)} of each arm and scope: seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}",
+        "folds": str(analysis["folds"] or "none"),
+        "differences": ", ".join(analysis["differences"]) or "none",
+        "looks": str(analysis["looks"]),
+    }
 
 
 def _versions(inputs) -> dict[str, str]:

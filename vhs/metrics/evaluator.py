@@ -7,7 +7,6 @@ from pathlib import PurePath
 import pandas as pd
 
 from vhs.measure import CLASSES
-from vhs.metrics.predictions import NO_SEED
 
 EVALUATOR_ORDER = ("large", "normal", "small")  # class numbers in these files alone: the alphabetical order of the class folders
 
@@ -15,12 +14,11 @@ EVALUATOR_ORDER = ("large", "normal", "small")  # class numbers in these files a
 def evaluator_csv(predictions: pd.DataFrame) -> bytes:
     """One arm's predictions of the test part, labelled or not, as an evaluator's CSV: sorted by file name, CRLF, no header.
 
-    A trained arm gives the class number, from the mean of its seeds' probabilities; an arm that measures gives the index, 4 decimals,
-    0 where points coincide.
+    An arm gives the class number, from the mean of its seeds' probabilities; the arm measure gives the index, 4 decimals, 0 where points coincide.
     `origin` is the file an image came from; a name that occurs in two folders is given with its folder.
     """
     by_file = predictions.groupby("origin")
-    if (predictions.seed == NO_SEED).all():
+    if (predictions.arm == "measure").all():
         answers = by_file.measured.first().fillna(0.0).map("{:.4f}".format)
     else:
         most = by_file[[f"p_{name}" for name in CLASSES]].mean().to_numpy().argmax(axis=1)

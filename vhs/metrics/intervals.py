@@ -137,6 +137,11 @@ def _both(predictions: pd.DataFrame, first: str, second: str) -> _Answers:
     return _Answers(a.correct - b.correct, a.images)  # both are in the order of keys; an arm that trains nothing answers every seed alike
 
 
+def detectable(ci95: Sequence[float]) -> float:
+    """The true difference, a fraction, that would be found significant four times in five where an interval of this width is drawn."""
+    return POWER * (ci95[1] - ci95[0]) / 2
+
+
 def minimum_detectable(n: int, discordance: float) -> float:
     """The true difference, a fraction, that is found significant four times in five over n images of as many patients: what a test set of this size could
     show at best, for by how much trainings differ comes on top."""

@@ -1,8 +1,8 @@
 """The predictions table: one row is one classifier's word on one image.
 
 Columns: key, arm, scope, seed, role, patient, source, label, predicted (positions in CLASSES), p_small, p_normal, p_large, index (the true
-VHS or CTR, NaN where unknown). A missing patient means that the image is its own. An arm that trains nothing (measure) has one row an image,
-the seed NO_SEED, and for probabilities only zeros and ones.
+VHS or CTR, NaN where unknown). A missing patient means that the image is its own. An arm that trains nothing (measure, source) has one row an image
+and the seed NO_SEED; for measure probabilities are only zeros and ones.
 
 `role` says what the scope did with the image: HELD_OUT, which is judged on, or VALIDATION, which served schedulers and thresholds and is
 shown beside. An image of a test part that came without labels has the label UNLABELLED: it is predicted, and judges nobody.

@@ -21,7 +21,7 @@ STAND_INS = {INK: "currentColor", ACCENT: "var(--accent, #0f6fb5)", SECOND: "var
 
 def forest(summary: dict) -> bytes:
     """Accuracy of every arm with its 95% interval (test filled, cross-validation hollow, validation a tick) and below it the paired
-    differences -> SVG."""
+    differences, filled the one that the verdict rests on, where there is one -> SVG."""
     arms, differences = summary["arms"], summary["differences"]
     with _style():
         heights = [0.4 + 0.42 * len(arms), *([0.2 + 0.42 * len(differences)] if differences else [])]
@@ -40,7 +40,7 @@ def forest(summary: dict) -> bytes:
         if differences:
             below, names = axes[1], [" − ".join(found["arms"]) for found in differences]
             for row, found in enumerate(differences):
-                _interval(below, row, found, "difference", filled=row == 0)
+                _interval(below, row, found, "difference", filled=found == summary["paired"])
             reach = 115 * max(abs(bound) for found in differences for bound in [*found["ci95"], 0.01])
             below.axvline(0, color=INK, linewidth=1)
             below.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5), xlim=(-reach, reach), xlabel="paired difference, points")

@@ -13,17 +13,17 @@ import pandas as pd
 from markupsafe import Markup
 
 from vhs import tuning
-from vhs.arms import ARMS, differences, meanings
+from vhs.arms import ARMS, meanings, reported
 from vhs.measure import CLASSES
-from vhs.metrics import EVALUATOR_ORDER, verdict
+from vhs.metrics import EVALUATOR_ORDER, detectable, verdict
 from vhs.report.figures import search
 
 BY_ARM = ("by_class", "by_source", "near_boundary", "by_seed")
-COUNTS = ("composition", "generators", "rejections", "agreement", "prompts", "measurement", "likeness")
+COUNTS = ("composition", "generators", "rejections", "agreement", "prompts", "measurement", "likeness", "probes", "nearest", "nearer")
 TABLES = (*BY_ARM, *COUNTS, "corrections", "confusion")
 FIGURES = (
     "forest", "labeller", "agreement", "bins", "curves",  # drawn
-    "real", "generated", "true", "measured", "rejected", "pairs",  # contact sheets
+    "real", "generated", "true", "measured", "rejected", "pairs", "pairs_held_out",  # contact sheets
 )  # fmt: skip
 JUDGED = {"test": "test images", "cv": "out-of-fold images, for the test part lacks labels"}
 
@@ -41,11 +41,12 @@ def render(summary: dict, tables: dict[str, pd.DataFrame], figures: dict[str, by
     """The report as one HTML document. Whatever is left out of `tables` and `figures` leaves its section out.
 
     summary  as metrics.summary returns it
-    tables   of TABLES: those of metrics.tables and metrics.generated_tables; "measurement" from measurement_by, "likeness" from
-             frechet_by_class; "prompts" from ranked_prompts, "corrections" from gain_by_corrections; "composition", Table 1: words in its first
-             columns, then counts; "generators", a row for each outside of the run
+    tables   of TABLES: those of metrics.tables and metrics.generated_tables; "measurement" from measurement_by, "likeness" from frechet_by_class,
+             "nearest" from distances_by_class, "probes" and "nearer", a row for each generator, from jobs/likeness.py; "prompts" from ranked_prompts,
+             "corrections" from gain_by_corrections; "composition", Table 1: words in its first columns, then counts; "generators", a row for each
+             outside of the run
     figures  of FIGURES, each an SVG or PNG: those drawn by figures.py and contact sheets: "real" and "generated" images as they are, their
-             "true" and "measured" axes, "rejected" ones by reason, "pairs" of generated images and the nearest training image
+             "true" and "measured" axes, "rejected" ones by reason, "pairs" of generated images and the nearest training image, "pairs_held_out"
     notes    "title": str, "index": the view's, "judged": "test" | "cv", "plan": {what: value} (primary endpoint, arms, seeds as frozen),
              "versions": {what: value}, "limits": [sentence]
     Raises ValueError for a table or figure that no section shows.
@@ -60,9 +61,11 @@ def render(summary: dict, tables: dict[str, pd.DataFrame], figures: dict[str, by
     return template.render(
         title=notes.get("title", "Did generation help?"), verdict=verdict(summary).replace(", ", ",\N{NO-BREAK SPACE}"), summary=summary,
         parts=[part for part in ("test", "cv") if any(arm[part] for arm in summary["arms"].values())], meanings=meanings(summary["arms"]), classes=CLASSES,
-        worth={" − ".join(arms): what for arms, what in differences([*ARMS, *summary["arms"]]).items()},
+        worth={" − ".join(arms): what for arms, what in reported([*ARMS, *summary["arms"]]).items()},
+        once=max((len(arm["seeds"]) for arm in summary["arms"].values()), default=0) == 1,
         evaluator_order=EVALUATOR_ORDER, index=notes.get("index", "index"), judged=JUDGED[notes.get("judged", "test")],
         unknown="" if summary["patients_known"] else " Patients unknown.", grids=grids,
+        near_copies=int(shown["rejections"].get("near-copy", pd.Series(dtype=int)).sum()) if "rejections" in shown else None,
         matrices=_matrices(shown["confusion"]) if "confusion" in shown else {},
         figures={name: _embedded(name, data) for name, data in figures.items()},
         plan=notes.get("plan", {}), versions=notes.get("versions", {}), limits=notes.get("limits", []),
@@ -84,7 +87,7 @@ def with_search(page: str, name: str, table: dict, best: dict[str, str]) -> str:
 def _environment() -> jinja2.Environment:
     loader = jinja2.FunctionLoader(lambda name: files("vhs.report").joinpath(name).read_text(encoding="utf-8"))
     made = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    made.filters.update(percent=_percent, interval=_interval, number=_word)
+    made.filters.update(percent=_percent, interval=_interval, number=_word, detectable=detectable)
     return made
 
 
