@@ -77,8 +77,8 @@ def test_the_page_has_the_gains_and_what_one_training_cannot_say(seeds):
     parts = [answers(right, after, after, seed=seed) for right, after in (("1111000000", 0), ("1111111000", 1)) for seed in seeds]
     table = gains(*parts)
     arm = {"accuracy": 0.7, "ci95": [0.4, 0.9], "balanced_accuracy": 0.7, "balanced_ci95": [0.4, 0.9], "auroc": None, "ece": None, "images": 10, "patients": 10}
-    summary = {"purpose": "descriptive", "patients_known": True, "unlabelled": 0, "paired": None, "differences": [], "labeller": None, "likeness": None,
-               "arms": {"mixed": {"test": arm, "cv": None, "validation": None, "seeds": list(seeds)}}, "generators": {},
+    summary = {"purpose": "confirmatory", "corrected": True, "patients_known": True, "unlabelled": 0, "paired": None, "differences": [], "labeller": None,
+               "likeness": None, "arms": {"mixed": {"test": arm, "cv": None, "validation": None, "seeds": list(seeds)}}, "generators": {},
                "generated": {"asked": 9, "produced": 9, "accepted": 9, "agreement": 1.0}}  # fmt: skip
     page = html.unescape(re.sub(r"<[^>]+>", " ", render(summary, {"corrections": table}, {}, {})))
     assert "since the row above" in page and "since the first row" in page and "before any" in page and "import 1" in page
@@ -152,7 +152,8 @@ def test_a_corrected_fold_and_a_corrected_control(tmp_path):
     vhs(*start)
     assert {place for place, identity in trained(run).items() if identity != before[place]} == {("mixed", "fold-0"), ("base", "split")}
     summary, page = json.loads((run / "report" / "summary.json").read_text()), html.unescape((run / "report" / "index.html").read_text())
-    assert summary["corrected"] and summary["purpose"] == "confirmatory" and "<h1>Descriptive: " in page and "after the held-out images of fold-0, split had been judged" in page
+    assert (summary["corrected"], summary["purpose"]) == (True, "confirmatory")
+    assert "<h1>Descriptive: " in page and "after the held-out images of fold-0, split had been judged" in page
     rows = [re.findall(r">([^<]+)</t[hd]>", line) for line in page[page.index("What a person's corrections brought") :].splitlines()]
     table = [row for row in rows if row and row[0] in ARMS][:4]
     assert [row[:4] for row in table] == [
