@@ -7,6 +7,8 @@ import resource
 import time
 from contextlib import suppress
 
+from jobs import world
+
 PEAK = "VmHWM:"  # Linux: the largest resident set since the mark was last reset
 
 
@@ -15,6 +17,7 @@ class Meter:
 
     def __init__(self):
         self._wall_s, self._core_s = time.monotonic(), _core_s()
+        world.give_memory_back()  # or what the unit before has kept would count as this one's
         with suppress(OSError):  # elsewhere the peak is that of the process's whole life
             with open("/proc/self/clear_refs", "w") as marks:
                 marks.write("5")

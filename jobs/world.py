@@ -74,6 +74,12 @@ def _keep_memory():
         mallopt(TRIM_THRESHOLD, 2**31 - 1)
 
 
+def give_memory_back():
+    """To the kernel, all that is kept and not in use."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
+
+
 def device(wanted: str):
     """The torch device of this rank. `wanted`: auto | cpu | cuda."""
     import torch

@@ -229,7 +229,7 @@ def test_thresholds_keep_their_quantile_of_the_training_images(count, quantile, 
     doubts = dict(spread=rng.random(count), peak=rng.random(count), features=rng.normal(size=(count, 12)).astype(np.float32))
     seen = measurement(np.repeat(GOOD[None], count, 0), **doubts)
     thresholds = fit_thresholds(seen, quantile)
-    assert (seen.spread <= thresholds.spread).mean() == pytest.approx(quantile, abs=1 / count)
+    assert (seen.spread <= thresholds.spread).mean() == pytest.approx(quantile, abs=1.001 / count)  # rounded limits may cost one image
     kept = np.mean([ok for ok, _ in judged(seen, thresholds)])
     assert kept >= 1 - 3 * (1 - quantile) - 3 / count
 
