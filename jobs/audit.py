@@ -29,7 +29,7 @@ DAMAGED = (ValueError, KeyError, TypeError, AttributeError)  # what reading some
 ASIDE = ("state/", "checkpoints/")
 LIST = "/shards.txt"
 KEPT = (  # there when the run began, or a person's word
-    "plan.json", "real/sources.json", "outside/", "priors/own.json", "tune/", "labels/corrections/", "labels/confirmed/",
+    "plan.json", "real/sources.json", "outside/", "priors/own.json", "tune/", f"{plan.CORRECTIONS}/", f"{plan.CONFIRMED}/",
 )  # fmt: skip
 _PRODUCT = re.compile(r"(.+/[0-9a-f]{12})/.+")  # the folder of a unit's files
 

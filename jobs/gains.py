@@ -6,18 +6,18 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from jobs.stages.evaluate import FOLDER
 from jobs.unit import Marker, read_marker
+from vhs.arms import REAL
 
 if TYPE_CHECKING:
     import pandas as pd
 
-FOLDER = "predictions/"
-UNCORRECTED = ("real", "real-matched")  # arms that train on no generated image
 
 
 def earlier(run, now: list[str]) -> list[str]:
     """Predictions of a run that are none of those `now`."""
-    return sorted({*run.under(FOLDER)} - {*now})
+    return sorted({*run.under(f"{FOLDER}/")} - {*now})
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def answers(config, storage, found: list[Training], predictions: pd.DataFrame) -
 
     standing = dict(list(predictions.groupby(["arm", "scope", "seed"])))
     kept = {}  # in the order of `found`: what stands comes last
-    for one in (one for one in found if one.arm not in UNCORRECTED):
+    for one in (one for one in found if one.arm not in REAL):
         own = labels.folder(one.scope, generators.of_arm(config, one.arm))
         images = labels.read(storage, [path for path in one.said if path.startswith(own)]).key.nunique()
         after = max(map(labels.number, one.said), default=0)

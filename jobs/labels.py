@@ -23,12 +23,12 @@ import pandas as pd
 import pyarrow as pa
 
 from jobs.generators import DREAMBOOTH, KNOWING, made_by, place
+from jobs.plan import CONFIRMED, CORRECTIONS
 from jobs.unit import Unit
 from shards import manifest
 from shards.storage import Storage
 from vhs.measure import CLASSES, View
 
-CORRECTIONS, CONFIRMED = "labels/corrections", "labels/confirmed"
 COLUMNS = ("points", "index", "label", "accepted", "reason", "label_source")  # of a labels table, that a correction replaces
 WORDS = {"yes": True, "true": True, "1": True, "accept": True, "no": False, "false": False, "0": False, "reject": False}
 SHOWN = 10  # faulty rows an error names

@@ -23,6 +23,7 @@ from vhs.arms import differences
 FORMAT = 3  # of a run folder
 STARTED = "state/execution.json"  # how the run was last started: where its data lies, its execution settings, an elastic run's ranks
 SOURCES = "real/sources.json"
+CORRECTIONS, CONFIRMED = "labels/corrections", "labels/confirmed"  # a person's words (jobs/labels.py), which nobody could make again
 LAST = chr(0x10FFFF)  # after every character of a name
 
 
@@ -99,7 +100,7 @@ class Run:
 
     @property
     def _decisions(self) -> list[str]:
-        return self.under("rounds/") + self.under("labels/corrections/")
+        return self.under("rounds/") + self.under(f"{CORRECTIONS}/")
 
     def units(self, stage: str) -> list[Unit]:
         """The units of a stage that can be named now: its module says which, from what is committed."""

@@ -179,7 +179,7 @@ class Making:
             storage = open_storage(self.url(one))
             if self.made(storage, one) and all(self.kept.has(name, one.config) for name in one.records.values()):
                 names = [name for name in storage.list() if OF_A_RUN.fullmatch(name)]
-                if any(name.startswith(("labels/corrections/", "labels/confirmed/")) for name in names):
+                if any(name.startswith((plan.CORRECTIONS, plan.CONFIRMED)) for name in names):
                     continue
                 # markers first, which make the rest visible; last the word whose the run is
                 for name in sorted(names, key=lambda name: (name == MINE, not MARKER.search(name), name)):

@@ -21,7 +21,6 @@ from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # python tests/leaks.py
 
@@ -32,6 +31,7 @@ from jobs.stages import evaluate, train  # noqa: E402
 from shards import manifest  # noqa: E402
 from vhs import metrics, phantom, split  # noqa: E402
 from vhs.measure import VIEWS  # noqa: E402
+from vhs.metrics.study import over_runs, words  # noqa: E402
 from vhs.radiograph import encode_png  # noqa: E402
 
 TAUGHT, FILMS = 3, 5  # films of a dog: the first three teach, the others judge
@@ -177,11 +177,9 @@ def main():
             with tempfile.TemporaryDirectory(dir=chosen.out) as folder:
                 pairs.append(LEAKS[leak](seed, chosen.config, chosen.overrides, Path(folder)))
             print(f"{leak}, seed {seed}: {100 * pairs[-1][0]:.1f} -> {100 * pairs[-1][1]:.1f}", file=sys.stderr, flush=True)
-        honest, leaking = 100 * np.array(pairs).T
-        more = leaking - honest
-        half = stats.t.ppf(0.975, len(more) - 1) * more.std(ddof=1) / np.sqrt(len(more))
-        interval = f"{more.mean():+.1f} [{more.mean() - half:.1f}, {more.mean() + half:.1f}]"
-        print(f"| {leak} | {honest.mean():.1f} | {leaking.mean():.1f} | {interval} |", flush=True)
+        honest, leaking = np.array(pairs).T
+        more = over_runs([{"difference": {"value": one}} for one in leaking - honest])
+        print(f"| {leak} | {100 * honest.mean():.1f} | {100 * leaking.mean():.1f} | {words(more)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ ARMS = {  # in the order every table and figure shows them
 }
 PRIMARY = ("mixed", "real-matched")
 UNTRAINED = ("measure", "source")
+REAL = ("real", "real-matched")  # these train on real images alone
 DIFFERENCES = {  # arm minus arm, and what the difference is worth; the first is the verdict's
     PRIMARY: "what generation brought",
     ("mixed", "base"): "what DreamBooth brought",

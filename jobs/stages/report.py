@@ -157,7 +157,9 @@ def _outsiders(config, inputs, drawn: dict) -> list[dict]:
 
 def _unmixed(inputs) -> list[tuple[str, str]]:
     """(arm, scope) of arms that are real-matched by another name: there was nothing to mix in."""
-    facts = [marker.facts for marker in inputs.markers("classifiers") if marker.facts["arm"] not in ("real", "real-matched")]
+    from vhs.arms import REAL
+
+    facts = [marker.facts for marker in inputs.markers("classifiers") if marker.facts["arm"] not in REAL]
     return sorted({(item["arm"], item["scope"]) for item in facts if not item["generated"]})
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from vhs.arms import REAL
 from vhs.metrics.intervals import LEVEL, Trainings, accuracy, paired_difference, trainings
 from vhs.metrics.predictions import NO_SEED, UNLABELLED, by_arm
 from vhs.metrics.record import Record
@@ -25,7 +26,6 @@ from vhs.study import arms_of
 
 PERCENT, POINTS, IMAGES = "percent", "points", "images"  # units of a figure
 DOSE = "generated images, % of the real ones"
-REAL = ("real", "real-matched")  # the arms that train on real images alone
 COVERS, ABOVE, BELOW = "cover 0", "above 0", "below 0"  # where an interval lies
 # What calibration asks of an arm that cannot help and of one that must, fixed before any of its runs was looked at: where at least
 # this share of the intervals of at least so many runs lies.

@@ -70,7 +70,7 @@ def _jackknife(once: np.ndarray, sums: np.ndarray, images: np.ndarray, numbers: 
     without = np.array([_more(sums.sum(0) - sums[n], images.sum(0) - images[n], numbers) for n in range(sets)])
     lowest, highest = numbers[0] - numbers, numbers[-1] - numbers
     inside = np.clip(without, lowest, highest)
-    half = stats.t.ppf((1 + LEVEL) / 2, sets - 1) * np.sqrt((sets - 1) / sets * ((inside - inside.mean(0)) ** 2).sum(0))
+    half = _half(inside)
     low, high = np.clip(once, lowest, highest) - half, np.clip(once, lowest, highest) + half
     (low_first, low_last), (high_first, high_last) = _margins(sums, images)
     low = np.where(np.isneginf(without).any(0) | (low < lowest) | (low_first < 0), -np.inf, low)
@@ -89,8 +89,14 @@ def _margins(sums: np.ndarray, images: np.ndarray) -> np.ndarray:
         return said[:, 0] - curve[[0, -1], None]
 
     without = np.array([margins(sums.sum(0) - sums[n], images.sum(0) - images[n]) for n in range(sets)])
-    half = stats.t.ppf((1 + LEVEL) / 2, sets - 1) * np.sqrt((sets - 1) / sets * ((without - without.mean(0)) ** 2).sum(0))
+    half = _half(without)
     return margins(sums.sum(0), images.sum(0)) + np.stack([-half, half])
+
+
+def _half(without: np.ndarray) -> np.ndarray:
+    """Half of the jackknife's interval of an estimate, from the estimates without each set."""
+    sets = len(without)
+    return stats.t.ppf((1 + LEVEL) / 2, sets - 1) * np.sqrt((sets - 1) / sets * ((without - without.mean(0)) ** 2).sum(0))
 
 
 def _bootstrap(sums: np.ndarray, images: np.ndarray, numbers: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
